@@ -1,0 +1,135 @@
+"""Settings: frozen keyword-only dataclasses are the only truth; mappings (YAML, flags) are checked against them."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from splatlearn.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def configure(config: type[T], options: Mapping[str, Any], where: str) -> T:
+    """Builds `config` from `options`, checking every key and value before it complains once about all of them.
+
+    Args:
+        config: a dataclass whose fields all have defaults, or are given.
+        options: field name -> value; a string value is read as YAML would (`"1e-4"`, `"[160, 120]"`, `"160,120"`).
+            A field that is a dataclass takes a mapping, and dotted keys (`"epipolar.layers"`) reach into it.
+        where: what is configured, for messages (`"--encoder"`).
+
+    Raises:
+        ConfigError: every unknown key (with the nearest name) and invalid value (with what is allowed).
+    """
+    problems: list[str] = []
+    built = _build(config, _nest(options), where, problems)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return typing.cast(T, built)
+
+
+def to_options(config: Any) -> dict[str, Any]:
+    """The nested plain mapping of a dataclass; `configure` reads it back. Tuples become lists, paths strings."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines `dotted.key: old -> new` where two nested mappings differ."""
+    lines = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key, "absent"), new.get(key, "absent")
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += changed(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines
+
+
+def _build(config: type, options: Mapping[str, Any], where: str, problems: list[str]) -> Any:
+    hints = typing.get_type_hints(config)
+    known = {f.name: f for f in dataclasses.fields(config) if f.init}
+    values, before = {}, len(problems)
+    for key, value in options.items():
+        dotted = f"{where}.{key}"
+        if key not in known:
+            problems.append(f"{dotted}: unknown{nearest(key, known)} (known: {', '.join(known)})")
+        elif dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            values[key] = _build_nested(known[key], hints[key], value, dotted, problems)
+        else:
+            values[key] = _check(value, hints[key], dotted, problems)
+    for name, f in known.items():
+        if name not in options and f.default is f.default_factory is dataclasses.MISSING:
+            problems.append(f"{where}.{name}: required")
+    if len(problems) > before:
+        return None
+    try:
+        return config(**values)
+    except ValueError as error:
+        problems.append(f"{where}: {error}")
+        return None
+
+
+def _build_nested(
+    field: dataclasses.Field[Any], config: Any, options: Mapping[str, Any], where: str, problems: list[str]
+) -> Any:
+    """A nested dataclass: what is not named keeps the outer field's default, not the class's."""
+    if field.default_factory is not dataclasses.MISSING:
+        default = to_options(field.default_factory())
+    elif field.default is not dataclasses.MISSING:
+        default = to_options(field.default)
+    else:
+        default = {}
+    return _build(config, merge(default, options), where, problems)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` on top, nested mappings merged."""
+    result = dict(base)
+    for key, value in _nest(over).items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _nest(options: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in options.items():
+        head, _, rest = key.partition(".")
+        if rest:
+            nested[head] = merge(nested.get(head, {}), {rest: value})
+        elif isinstance(value, Mapping) and isinstance(nested.get(head), Mapping):
+            nested[head] = merge(nested[head], value)
+        else:
+            nested[head] = value
+    return nested
+
+
+def _check(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    if isinstance(value, str) and typing.get_origin(hint) in (tuple, list) and not value.startswith("["):
+        value = f"[{value}]"
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        return parser.parse_object({"value": value})["value"]
+    except (ArgumentError, TypeError, ValueError):
+        problems.append(f"{where}: {_name(hint)} expected, got {value!r}")
+        return None
+
+
+def _name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_options(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,79 @@
+"""All that the engine knows of a recipe or a task."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+from splatlearn.data.scene import Data
+from splatlearn.encoders.base import Encoder
+from splatlearn.ops.reduce import global_mean
+from splatlearn.structures import Batch
+
+__all__ = ["Progress", "Recipe", "Step", "Trainable", "global_mean"]
+
+B = TypeVar("B", bound=Batch)
+
+
+class Progress(NamedTuple):
+    """Where training stands: `step` of `steps`, the first step being 0."""
+
+    step: int
+    steps: int
+
+    @property
+    def fraction(self) -> float:
+        """`step` / `steps`, in [0, 1)."""
+        return self.step / max(self.steps, 1)
+
+
+@dataclass
+class Step:
+    """What one forward pass gives.
+
+    Args:
+        losses: scalars, already weighted; the total is their sum. Means over the global batch (`global_mean`).
+        metrics: scalars for the log, without gradient.
+    """
+
+    losses: dict[str, Tensor]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Trainable(nn.Module, ABC, Generic[B]):
+    """What the loop runs. Frozen networks belong outside its parameters and state dict.
+
+    Attributes:
+        data: samples to train on (split `train`).
+        validation: samples to evaluate on (split `val`); without augmentation.
+    """
+
+    data: Data[B]
+    validation: Data[B]
+
+    def setup(self, batches: Iterable[B]) -> None:
+        """Statistics gathered once before step 0; results are buffers. By default nothing."""
+
+    @abstractmethod
+    def forward(self, batch: B, progress: Progress) -> Step:
+        """Losses of one batch."""
+
+    def evaluate(self, batches: Iterable[B]) -> dict[str, float]:
+        """Numbers for the summary (`val_psnr`, `miou`...), over whole batches. By default none."""
+        return {}
+
+    def preview(self, batch: B) -> dict[str, Tensor]:
+        """Pictures for the report: title -> (3 H W) in [0, 1]. By default none."""
+        return {}
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for the summary that are not metrics (Gaussians per sample...). By default none."""
+        return {}
+
+
+class Recipe(Trainable[B]):
+    """A way to pre-train: a `Trainable` whose `student` is what is kept and exported."""
+
+    student: Encoder

@@ -1,0 +1,38 @@
+"""Errors that a user can cause: what is wrong and what to do. The command line turns them into exit code 2."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Something in the input, the configuration or the data that the user can mend."""
+
+
+class MissingAttribute(UserError, KeyError):
+    """An optional, row-aligned tensor was asked for and is not there."""
+
+    def __init__(self, name: str, owner: str, present: Iterable[str]) -> None:
+        there = ", ".join(sorted(present)) or "none"
+        self.message = f"{owner} has no attribute {name!r}; it has: {there}"
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class MissingData(UserError):
+    """A scene was asked for something (frames, points, boxes...) that is not on disk."""
+
+
+class BadData(UserError):
+    """A file or folder that cannot be read as what it should be."""
+
+
+class ConfigError(UserError):
+    """One or more settings are unknown or invalid; the message lists all of them."""
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the closest candidate, or an empty string."""
+    close = get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

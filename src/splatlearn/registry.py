@@ -1,0 +1,168 @@
+"""Names for encoders, recipes, tasks, readers and teachers: `family` or `family.preset`.
+
+Built-in families are listed here by module, so that `splatlearn list` names them without importing torch; their
+classes register themselves when that module is imported. Other packages add families by entry points in the
+groups `splatlearn.encoders`, `splatlearn.recipes`, `splatlearn.tasks`, `splatlearn.readers`,
+`splatlearn.teachers`: the name is the family, the value the registered class.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from splatlearn.config import configure, merge
+from splatlearn.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Family(Generic[T]):
+    """One registered class: its config dataclass, and presets that are options of that config."""
+
+    name: str
+    cls: type[T]
+    config: type
+    presets: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def summary(self) -> str:
+        """First line of the class's docstring."""
+        return (self.cls.__doc__ or "").strip().split("\n")[0]
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """Where a built-in family lives, and its presets, the default first (a test compares them)."""
+
+    module: str
+    presets: tuple[str, ...]
+    summary: str
+
+
+@dataclass
+class Registry(Generic[T]):
+    """Families of one kind of part. A built-in or installed family is imported when it is first asked for.
+
+    Args:
+        kind: the word used in messages and in the entry-point group (`encoders`).
+        builtin: family -> where it lives.
+    """
+
+    kind: str
+    builtin: Mapping[str, BuiltIn] = field(default_factory=dict)
+    _families: dict[str, Family[T]] = field(default_factory=dict)
+
+    def register(
+        self, family: str, config: type, presets: Mapping[str, Mapping[str, Any]]
+    ) -> Callable[[type[T]], type[T]]:
+        """Class decorator. The class is built as `cls(config, **parts)`.
+
+        Args:
+            family: name without dots.
+            config: its frozen keyword-only dataclass.
+            presets: preset -> options of `config`; the first is what the bare family name means; `tiny` is
+                required, since the registry-wide tests run it.
+        """
+        if "." in family or "tiny" not in presets:
+            raise ConfigError(f"{self.kind}: {family!r} needs a name without dots and a preset 'tiny'")
+
+        def add(cls: type[T]) -> type[T]:
+            self._families[family] = Family(family, cls, config, presets)
+            return cls
+
+        return add
+
+    def families(self) -> list[str]:
+        """Every family, built in and installed, without importing any."""
+        return sorted({*self.builtin, *self._families, *self._installed()})
+
+    def family(self, name: str) -> Family[T]:
+        """The family of `family` or `family.preset`, imported when needed.
+
+        Raises:
+            ConfigError: no such family; the nearest name is given.
+        """
+        family = name.partition(".")[0]
+        if family not in self._families:
+            self._load(family)
+        return self._families[family]
+
+    def presets(self, family: str) -> tuple[str, ...]:
+        """Preset names, the default first; imports only what is not built in."""
+        if family in self.builtin:
+            return self.builtin[family].presets
+        return tuple(self.family(family).presets)
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Every `family.preset` that matches a shell-style pattern."""
+        full = [f"{family}.{preset}" for family in self.families() for preset in self.presets(family)]
+        return [name for name in full if fnmatch(name, pattern)]
+
+    def config(self, name: str, options: Mapping[str, Any] | None = None, where: str = "") -> Any:
+        """The config of `name` with `options` on top of its preset.
+
+        Raises:
+            ConfigError: unknown family, preset or keys, invalid values: all of them in one message.
+        """
+        family = self.family(name)
+        preset = name.partition(".")[2] or next(iter(family.presets))
+        if preset not in family.presets:
+            raise ConfigError(
+                f"{self.kind}: {family.name!r} has no preset {preset!r}{nearest(preset, family.presets)} "
+                f"(known: {', '.join(family.presets)})"
+            )
+        return configure(family.config, merge(family.presets[preset], options or {}), where or family.name)
+
+    def create(self, name: str, options: Mapping[str, Any] | None = None, **parts: Any) -> T:
+        """An instance of `name`: `cls(config, **parts)`."""
+        return self.family(name).cls(self.config(name, options), **parts)
+
+    def _load(self, family: str) -> None:
+        installed = self._installed()
+        if family in self.builtin:
+            import_module(self.builtin[family].module)
+        elif family in installed:
+            installed[family].load()
+        if family not in self._families:
+            raise ConfigError(
+                f"{self.kind}: unknown name {family!r}{nearest(family, self.families())} "
+                f"(known: {', '.join(self.families())})"
+            )
+
+    def _installed(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=f"splatlearn.{self.kind}")}
+
+
+encoders: Registry[Any] = Registry(
+    "encoders",
+    {
+        "sparse_unet": BuiltIn(
+            "splatlearn.encoders.sparse_unet", ("small", "tiny", "34c"), "Sparse convolutional U-Net on voxels."
+        ),
+        "pointnet2": BuiltIn(
+            "splatlearn.encoders.pointnet2", ("small", "tiny", "votenet"), "PointNet++ set abstraction on points."
+        ),
+    },
+)
+recipes: Registry[Any] = Registry(
+    "recipes",
+    {"gs3": BuiltIn("splatlearn.recipes.gs3", ("small", "tiny", "paper"), "Render masked RGB-D pairs (GS3).")},
+)
+tasks: Registry[Any] = Registry(
+    "tasks",
+    {"segmentation": BuiltIn("splatlearn.tasks.segmentation", ("small", "tiny"), "Semantic classes of points.")},
+)
+readers: Registry[Any] = Registry(
+    "readers",
+    {
+        "rooms": BuiltIn("splatlearn.data.rooms", ("default", "tiny", "demo"), "Procedural furnished rooms."),
+        "rgbd": BuiltIn(
+            "splatlearn.data.rgbd", ("default", "tiny"), "Posed RGB-D folders (7-Scenes, ScanNet export)."
+        ),
+        "pointcept": BuiltIn("splatlearn.data.pointcept", ("default", "tiny"), "Labelled clouds of npy files."),
+    },
+)

@@ -57,7 +57,7 @@ def _build(config: type, options: Mapping[str, Any], where: str, problems: list[
         elif dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
             values[key] = _build_nested(known[key], hints[key], value, dotted, problems)
         else:
-            values[key] = _check(value, hints[key], dotted, problems)
+            values[key] = check_value(value, hints[key], dotted, problems)
     for name, f in known.items():
         if name not in options and f.default is f.default_factory is dataclasses.MISSING:
             problems.append(f"{where}.{name}: required")
@@ -105,21 +105,28 @@ def _nest(options: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _check(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
+def check_value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
+    """`value` as `hint` has it, a string read as YAML would; a problem and None where it does not fit."""
     from jsonargparse import ArgumentError, ArgumentParser
 
-    if isinstance(value, str) and typing.get_origin(hint) in (tuple, list) and not value.startswith("["):
-        value = f"[{value}]"
+    kinds = {typing.get_origin(choice) for choice in (hint, *typing.get_args(hint))}
+    read = value
+    if isinstance(value, str) and kinds & {tuple, list} and not value.startswith("["):
+        read = f"[{value}]"
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     try:
-        return parser.parse_object({"value": value})["value"]
+        return parser.parse_object({"value": read})["value"]
     except (ArgumentError, TypeError, ValueError):
-        problems.append(f"{where}: {_name(hint)} expected, got {value!r}")
+        problems.append(f"{where}: {type_name(hint)} expected, got {value!r}")
         return None
 
 
-def _name(hint: Any) -> str:
+def type_name(hint: Any) -> str:
+    """A type in words that a user reads: `one of auto, never`, `int`, `tuple[int, int]`."""
+    choices = [choice for choice in typing.get_args(hint) if choice is not type(None)]
+    if type(None) in typing.get_args(hint):
+        return " or ".join(map(type_name, choices))
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

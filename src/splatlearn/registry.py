@@ -159,7 +159,7 @@ tasks: Registry[Any] = Registry(
 readers: Registry[Any] = Registry(
     "readers",
     {
-        "rooms": BuiltIn("splatlearn.data.rooms", ("default", "tiny", "demo"), "Procedural furnished rooms."),
+        "rooms": BuiltIn("splatlearn.data.rooms.scene", ("default", "tiny", "demo"), "Procedural furnished rooms."),
         "rgbd": BuiltIn(
             "splatlearn.data.rgbd", ("default", "tiny"), "Posed RGB-D folders (7-Scenes, ScanNet export)."
         ),

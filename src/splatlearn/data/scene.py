@@ -41,14 +41,18 @@ class Scene(ABC):
         group: data set or teacher domain it belongs to.
         up: whether +z is up by the source's word, by estimate, or unknown.
         metric: whether a unit is a metre, likewise.
+        split: `train`, `val` or `test` where the source says so, else empty.
         skipped: what was left out while reading, with reasons.
+        notes: what the reader estimated or assumed, in sentences for people.
     """
 
     name: str
     group: str = "all"
     up: Certainty = "known"
     metric: Certainty = "known"
+    split: str = ""
     skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def cameras(self) -> Cameras:
@@ -84,9 +88,11 @@ class Reader(ABC):
 
     Attributes:
         classes: names of the label ids 0, 1, ...; empty where the data says none.
+        skipped: scenes that could not be used, with reasons; complete after `scenes()`.
     """
 
     classes: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
 
     @classmethod
     @abstractmethod

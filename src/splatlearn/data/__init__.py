@@ -1,0 +1,1 @@
+"""Scenes on disk, readers, worlds, sampling, augmentation."""

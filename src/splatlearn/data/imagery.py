@@ -1,0 +1,155 @@
+"""Colour and depth images on disk: cheap checks, decoding, resizing.
+
+Legend: H W pixels. A size is (width, height). Nothing here is differentiable.
+"""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
+DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
+INVALID_DEPTH = 65535
+"""7-Scenes writes 65535 for a missing measurement; at 65 m it is no reading of an indoor sensor anywhere."""
+_TAIL = 512
+_END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+_FAILURES = (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, struct.error)
+
+
+class UnreadableImage(Exception):
+    """One file cannot be decoded; the message says why, without its path."""
+
+
+def probe(path: Path) -> tuple[int, int]:
+    """The size from the header, after a look at the file's end; nothing is decoded (under 0.1 ms).
+
+    Returns:
+        (width, height), pixels.
+
+    Raises:
+        UnreadableImage: missing, empty, no image, or cut short.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise UnreadableImage("the file is empty")
+        if path.suffix == ".npy":
+            return _npy_size(path)
+        with path.open("rb") as file:
+            image = Image.open(file)
+            file.seek(-min(_TAIL, path.stat().st_size), 2)
+            if _END_MARKS.get(image.format or "", b"") not in file.read():
+                raise UnreadableImage(f"the {image.format} ends early (truncated)")
+            return image.size
+    except FileNotFoundError:
+        raise UnreadableImage("the file is missing") from None
+    except _FAILURES as error:
+        raise UnreadableImage(f"no readable image ({_short(error)})") from error
+
+
+def read_color(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A photograph, reduced by area averaging (JPEG partly in the cosine domain, 48 dB from exact averaging).
+
+    Args:
+        path: JPEG or PNG; grey and palette images become RGB, an alpha channel is dropped.
+        size: (width, height) wanted; None keeps the native size.
+
+    Returns:
+        (H W 3) uint8 RGB.
+
+    Raises:
+        UnreadableImage: missing or undecodable.
+    """
+    try:
+        with Image.open(path) as image:
+            if size is not None:
+                image.draft("RGB", size)
+            rgb = image.convert("RGB")
+            return np.asarray(rgb if size in (None, rgb.size) else _resize(rgb, size))
+    except _FAILURES as error:
+        raise UnreadableImage(f"cannot be decoded ({_short(error)})") from error
+
+
+def read_depth(path: Path, scale: float) -> np.ndarray:
+    """A depth image at its native size.
+
+    Args:
+        path: 16- or 32-bit integer PNG or TIFF, float TIFF, or .npy. Floats are metres already.
+        scale: metres per unit of an integer image.
+
+    Returns:
+        (H W) float32 metres along z; 0 where there is none (0, 65535, negative and non-finite values).
+
+    Raises:
+        UnreadableImage: missing, undecodable, or not a one-channel image of 16 bits or more.
+    """
+    try:
+        raw = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _decode(path)
+    except _FAILURES as error:
+        raise UnreadableImage(f"cannot be decoded ({_short(error)})") from error
+    if raw.ndim != 2 or raw.dtype.itemsize < 2:
+        raise UnreadableImage(
+            f"no depth image: one channel of 16 bits or more expected, got {raw.dtype} {raw.shape}"
+        )
+    if raw.dtype.kind == "f":
+        return np.where(np.isfinite(raw) & (raw > 0), raw, 0).astype(np.float32)
+    valid = (raw > 0) & (raw < INVALID_DEPTH)
+    return np.where(valid, raw, 0).astype(np.float32) * np.float32(scale)
+
+
+def resample_indices(source: np.ndarray, target: np.ndarray, native: tuple[int, int], size: tuple[int, int]):
+    """Rows and columns of a depth image that are nearest to the pixels of another pinhole at the same place.
+
+    Pinholes with one centre and one orientation differ by a scale and a shift per axis: the map is separable.
+
+    Args:
+        source: (3 3) intrinsics of the depth camera at `native`, half-integer pixel centres.
+        target: (3 3) intrinsics wanted, at `size`.
+        native: (width, height) of the depth image.
+        size: (width, height) wanted.
+
+    Returns:
+        Rows (H) and columns (W), int64, -1 where the depth image does not reach.
+    """
+    columns = _nearest(source[0, 0], source[0, 2], target[0, 0], target[0, 2], native[0], size[0])
+    rows = _nearest(source[1, 1], source[1, 2], target[1, 1], target[1, 2], native[1], size[1])
+    return rows, columns
+
+
+def gather_depth(depth: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(H W) the depth at `rows` x `columns`; 0 where an index is -1. Zero stays zero: nothing is interpolated."""
+    picked = depth[np.ix_(rows, columns)]
+    if (rows < 0).any() or (columns < 0).any():
+        picked = np.where((rows < 0)[:, None] | (columns < 0)[None, :], np.float32(0), picked)
+    return picked
+
+
+def _nearest(f_from: float, c_from: float, f_to: float, c_to: float, native: int, wanted: int) -> np.ndarray:
+    centres = (np.arange(wanted) + 0.5 - c_to) / f_to * f_from + c_from
+    # The rounding keeps 2.9999999 (a scale that is not a binary fraction) in the pixel that 3.0 belongs to.
+    index = np.floor(np.round(centres, 6)).astype(np.int64)
+    return np.where((index >= 0) & (index < native), index, -1)
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    larger = size[0] > image.width or size[1] > image.height
+    return image.resize(size, Image.Resampling.BILINEAR if larger else Image.Resampling.BOX)
+
+
+def _decode(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def _npy_size(path: Path) -> tuple[int, int]:
+    shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    if len(shape) != 2:
+        raise UnreadableImage(f"(H W) expected, got an array of shape {shape}")
+    return shape[1], shape[0]
+
+
+def _short(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "of no known format"
+    return (str(error) or type(error).__name__).split("\n")[0][:100]

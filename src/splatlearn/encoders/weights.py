@@ -1,0 +1,263 @@
+"""Encoder weights on disk: safetensors in and out, published layouts, and a report that names every key.
+
+A layout translates published keys and axis orders into ours. Loading is strict: whatever does not fit is listed in
+one error, and nothing is loaded then.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from splatlearn.errors import BadData, ConfigError, UserError, nearest
+
+Rule = tuple[str, str, Callable[[Tensor], Tensor] | None]
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """What became of each key of a file.
+
+    Args:
+        loaded: our keys that got a value.
+        missing: our keys that the file lacks.
+        unexpected: keys of the file (as published) that no part of the network takes.
+        mismatched: `key: shape found, shape expected`.
+        unused: keys of the file that the layout allows to be left over (a classifier).
+        kept: our keys that the layout allows to be absent from the file; they keep their values.
+    """
+
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every key found its place."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} keys loaded"]
+        for kind in ("missing", "unexpected", "mismatched", "unused", "kept"):
+            if keys := getattr(self, kind):
+                parts.append(f"{len(keys)} {kind}: {', '.join(keys)}")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a publisher names and stores weights.
+
+    Args:
+        rules: (pattern of the published key, our key, change of the tensor or None); the first that matches holds.
+        prefixes: removed from the front of keys, repeatedly.
+        unused: beginnings of our keys that a file may have and the network may lack.
+        kept: beginnings of our keys that the network may have and a file may lack.
+    """
+
+    rules: tuple[Rule, ...] = ((".*", r"\g<0>", None),)
+    prefixes: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    def convert(self, key: str, value: Tensor) -> tuple[str | None, Tensor]:
+        """Our key (None when no rule matches) and the tensor in our axis order."""
+        while prefix := next((p for p in self.prefixes if key.startswith(p)), None):
+            key = key.removeprefix(prefix)
+        for pattern, ours, change in self.rules:
+            if match := re.fullmatch(pattern, key):
+                return match.expand(ours), change(value) if change else value
+        return None, value
+
+
+def spconv_kernel(weight: Tensor) -> Tensor:
+    """(out, kx, ky, kz, in) of spconv 2 -> (k^3, in, out)."""
+    return weight.permute(1, 2, 3, 4, 0).reshape(-1, weight.shape[4], weight.shape[0]).contiguous()
+
+
+def spconv_pointwise(weight: Tensor) -> Tensor:
+    """(out, 1, 1, 1, in) of spconv 2 -> Linear (out, in).
+
+    spconv 2.3 reads the stored memory as an (in, out) matrix, which is not the transpose; weights trained with it
+    mean that matrix.
+    """
+    return weight.reshape(weight.shape[-1], weight.shape[0]).t().contiguous()
+
+
+def minkowski_kernel(weight: Tensor) -> Tensor:
+    """(k^3, in, out) of MinkowskiEngine, x fastest -> the same, z fastest."""
+    edge = round(weight.shape[0] ** (1 / 3))
+    cube = weight.reshape(edge, edge, edge, *weight.shape[1:])
+    return cube.transpose(0, 2).reshape(weight.shape).contiguous()
+
+
+def minkowski_pointwise(weight: Tensor) -> Tensor:
+    """(in, out) or (1, in, out) of MinkowskiEngine -> Linear (out, in)."""
+    return weight.reshape(weight.shape[-2:]).t().contiguous()
+
+
+def _flat(value: Tensor) -> Tensor:
+    return value.reshape(-1)
+
+
+def _pixelwise(weight: Tensor) -> Tensor:
+    """(out, in, 1, 1) of a 1x1 convolution -> Linear (out, in)."""
+    return weight.flatten(1)
+
+
+def _spunet_rules() -> tuple[Rule, ...]:
+    """Pointcept's SpUNet-v1m1: conv_input, down, enc, up, dec, final."""
+    rules: list[Rule] = [
+        (r"conv_input\.0\.weight", "stem.conv.weight", spconv_kernel),
+        (r"conv_input\.1\.(\w+)", r"stem.norm.\1", None),
+        (r"final\.weight", "head.weight", spconv_pointwise),
+        (r"final\.bias", "head.bias", None),
+    ]
+    for change, blocks in (("down", "enc"), ("up", "dec")):
+        block = rf"{blocks}\.(\d+)\.block(\d+)\."
+        ours = rf"{change}.\1.blocks.\2."
+        rules += [
+            (rf"{change}\.(\d+)\.0\.weight", rf"{change}.\1.resample.conv.weight", spconv_kernel),
+            (rf"{change}\.(\d+)\.1\.(\w+)", rf"{change}.\1.resample.norm.\2", None),
+            (block + r"conv(\d)\.weight", ours + r"conv\3.weight", spconv_kernel),
+            (block + r"bn(\d)\.(\w+)", ours + r"norm\3.\4", None),
+            (block + r"proj\.0\.weight", ours + "projection.0.weight", spconv_pointwise),
+            (block + r"proj\.1\.(\w+)", ours + r"projection.1.\3", None),
+        ]
+    return tuple(rules)
+
+
+def _minkunet_rules(depth: int = 4) -> tuple[Rule, ...]:
+    """MinkowskiEngine's MinkUNet and PointContrast's Res16UNet: numbers run down to the coarsest level, then up."""
+    rules: list[Rule] = [
+        (r"conv0p1s1\.kernel", "stem.conv.weight", minkowski_kernel),
+        (r"bn0\.bn\.(\w+)", r"stem.norm.\1", None),
+        (r"final\.kernel", "head.weight", minkowski_pointwise),
+        (r"final\.bias", "head.bias", _flat),
+    ]
+    for s in range(depth):
+        up = 2 * depth - 1 - s
+        for conv, norm, number, ours in (
+            (rf"conv{s + 1}p\d+s2", f"bn{s + 1}", s + 1, f"down.{s}."),
+            (rf"convtr{up}p\d+s2", f"bntr{up}", up + 1, f"up.{s}."),
+        ):
+            block, to = rf"block{number}\.(\d+)\.", ours + r"blocks.\1."
+            rules += [
+                (conv + r"\.kernel", ours + "resample.conv.weight", minkowski_kernel),
+                (norm + r"\.bn\.(\w+)", ours + r"resample.norm.\1", None),
+                (block + r"conv(\d)\.kernel", to + r"conv\2.weight", minkowski_kernel),
+                (block + r"norm(\d)\.bn\.(\w+)", to + r"norm\2.\3", None),
+                (block + r"downsample\.0\.kernel", to + "projection.0.weight", minkowski_pointwise),
+                (block + r"downsample\.1\.bn\.(\w+)", to + r"projection.1.\2", None),
+            ]
+    return tuple(rules)
+
+
+def _votenet_rules() -> tuple[Rule, ...]:
+    """VoteNet's PointNet++ backbone: sa1 to sa4, fp1 and fp2, counted from 1."""
+    rules: list[Rule] = []
+    for module, count, ours in ((r"sa{}\.mlp_module", 4, "down.{}"), (r"fp{}\.mlp", 2, "up.{}")):
+        for i in range(count):
+            layer, to = module.format(i + 1) + r"\.layer(\d)\.", ours.format(i) + r".blocks.\1."
+            rules.append((layer + r"conv\.weight", to + "linear.weight", _pixelwise))
+            rules.append((layer + r"bn\.bn\.(\w+)", to + r"norm.\2", None))
+    return tuple(rules)
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "splatlearn": Layout(),
+    "spunet": Layout(_spunet_rules(), prefixes=("module.", "backbone."), unused=("head.",)),
+    "minkunet": Layout(_minkunet_rules(), prefixes=("module.",), unused=("head.",)),
+    "votenet": Layout(_votenet_rules(), prefixes=("module.", "backbone_net."), kept=("up.2.", "up.3.")),
+}
+"""Published layouts by name; `splatlearn` is our own."""
+
+
+def load_weights(
+    module: nn.Module, source: str | Path | Mapping[str, Tensor], layout: str = "splatlearn"
+) -> KeyReport:
+    """Loads a state dict, or a safetensors file of one, into `module`.
+
+    Args:
+        module: the network.
+        source: file, or key -> tensor.
+        layout: name in `LAYOUTS`.
+
+    Raises:
+        BadData: the file is missing or not safetensors.
+        ConfigError: no such layout.
+        UserError: keys or shapes do not fit; all of them are listed, and nothing was loaded.
+    """
+    state = read_weights(source) if isinstance(source, str | Path) else source
+    values, report = match_keys(module, state, layout)
+    if not report.complete:
+        name = source if isinstance(source, str | Path) else "the state dict"
+        raise UserError(f"{name} does not fit {type(module).__name__} in layout {layout!r}: {report}")
+    module.load_state_dict(values, strict=False)
+    return report
+
+
+def match_keys(
+    module: nn.Module, state: Mapping[str, Tensor], layout: str = "splatlearn"
+) -> tuple[dict[str, Tensor], KeyReport]:
+    """What of `state` fits `module`, under our keys, and the report of the rest; nothing is loaded.
+
+    Raises:
+        ConfigError: no such layout.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(f"unknown layout {layout!r}{nearest(layout, LAYOUTS)} (known: {', '.join(LAYOUTS)})")
+    rules, own = LAYOUTS[layout], module.state_dict()
+    values: dict[str, Tensor] = {}
+    lists: dict[str, list[str]] = {"unexpected": [], "mismatched": [], "unused": [], "missing": [], "kept": []}
+    for published, value in state.items():
+        key, value = rules.convert(published, value)
+        if key is None or key not in own:
+            lists["unused" if (key or "").startswith(rules.unused or "\0") else "unexpected"].append(published)
+        elif value.shape != own[key].shape:
+            lists["mismatched"].append(f"{key}: {tuple(value.shape)} found, {tuple(own[key].shape)} expected")
+            values[key] = value
+        else:
+            values[key] = value
+    for key in own.keys() - values.keys():
+        lists["kept" if key.startswith(rules.kept or "\0") else "missing"].append(key)
+    report = KeyReport(loaded=tuple(values), **{kind: tuple(sorted(keys)) for kind, keys in lists.items()})
+    return values, report
+
+
+def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes the state dict of `module` as safetensors, with string `metadata` (config, inputs, licence)."""
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    save_file(state, path, dict(metadata or {}))
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Key -> tensor of a safetensors file, on the host.
+
+    Raises:
+        BadData: no such file, or not safetensors.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BadData(f"weights {path}: not a readable safetensors file ({error})") from error
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The string metadata of a safetensors file.
+
+    Raises:
+        BadData: no such file, or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise BadData(f"weights {path}: not a readable safetensors file ({error})") from error

@@ -1,0 +1,1 @@
+"""Trainable objects, the loop, checkpoints, logs, report."""

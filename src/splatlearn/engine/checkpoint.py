@@ -1,0 +1,344 @@
+"""Run folders and checkpoints: written whole or not at all, checked by digest, never unpickled.
+
+A run folder holds `config.yaml`, `log.jsonl`, `summary.json` and `checkpoints/step-N/`; a checkpoint holds
+`model.safetensors`, `optimizer.safetensors`, with averaging `average.safetensors`, for a recipe
+`encoder.safetensors` and `encoder.json`, then `state.json`, and `manifest.json` with the SHA-256 digest of each,
+written last.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import splatlearn
+from splatlearn import registry
+from splatlearn.config import changed, to_options
+from splatlearn.encoders.base import Encoder
+from splatlearn.encoders.weights import load_weights
+from splatlearn.engine.config import RESULT_FREE
+from splatlearn.errors import BadData, UserError
+
+MANIFEST = "manifest.json"
+CONFIG = "config.yaml"
+LIBRARIES = ("torch", "numpy", "numba", "lightning", "safetensors", "timm")
+
+
+class Damaged(BadData):
+    """A checkpoint that is not whole: a file is missing, half-written or altered."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run continues from.
+
+    Args:
+        state: `step` (steps done) and what else is plain data.
+        tensors: file stem (`model`, `optimizer`, `average`, `encoder`) -> name -> tensor.
+        folder: where it lies.
+    """
+
+    state: Mapping[str, Any]
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    folder: Path
+
+
+def save_checkpoint(
+    folder: Path,
+    state: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    encoder: Mapping[str, Any] | None = None,
+    keep: int = 2,
+) -> Path:
+    """Writes `folder/step-N` from `state["step"]` and removes all but the newest `keep`.
+
+    Args:
+        folder: `RUN/checkpoints`.
+        state: plain data.
+        tensors: file stem -> name -> tensor, from any device.
+        encoder: `describe_encoder` of the tensors named `encoder`.
+        keep: checkpoints that stay.
+    """
+    final = folder / f"step-{state['step']:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    _discard_leftovers(folder)
+    temporary.mkdir(parents=True)
+    for stem, values in tensors.items():
+        own = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in values.items()}
+        save_file(own, temporary / f"{stem}.safetensors")
+    if encoder is not None:
+        _write_json(temporary / "encoder.json", encoder)
+    _write_json(temporary / "state.json", _plain(state))
+    digests = {path.name: digest(path) for path in sorted(temporary.iterdir())}
+    for path in temporary.iterdir():
+        _sync(path)
+    _write_json(temporary / MANIFEST, {"sha256": digests})
+    _sync(temporary / MANIFEST)
+    _sync(temporary)
+    if final.exists():  # damaged, or of steps that are done again
+        _remove(final)
+    temporary.rename(final)
+    _sync(folder)
+    done = [path for path in _checkpoints(folder) if path.name <= final.name]  # later ones are damaged ones
+    for old in done[:-keep]:
+        _remove(old)
+    return final
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Reads one checkpoint after comparing every digest.
+
+    Raises:
+        Damaged: names the file and what is wrong with it.
+    """
+    check(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    state = json.loads((folder / "state.json").read_text())
+    return Checkpoint(state, {path.stem: load_file(path) for path in files}, folder)
+
+
+def check(folder: Path) -> None:
+    """Compares every file with the manifest.
+
+    Raises:
+        Damaged: names the file and what is wrong with it.
+    """
+    try:
+        digests = json.loads((folder / MANIFEST).read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"checkpoint {folder}: no readable {MANIFEST}, so it was not finished ({error})") from error
+    for name, expected in digests.items():
+        path = folder / name
+        if not path.is_file():
+            raise Damaged(f"checkpoint {folder}: {name} is missing")
+        if digest(path) != expected:
+            raise Damaged(f"checkpoint {folder}: {name} is damaged (its SHA-256 differs from {MANIFEST})")
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint in `RUN/checkpoints`; a damaged one is passed over with a warning.
+
+    Raises:
+        UserError: there are checkpoints, and none is whole.
+    """
+    problems = []
+    for candidate in reversed(_checkpoints(folder)):
+        try:
+            check(candidate)
+        except Damaged as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            warnings.warn(f"{problem}; {candidate.name} is used instead", stacklevel=2)
+        return candidate
+    if problems:
+        raise UserError("\n".join(["no checkpoint is whole:", *problems]))
+    return None
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def _discard_leftovers(folder: Path) -> None:
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a checkpoint so that a kill in between leaves no half of it under its name."""
+    hidden = folder.with_name(f".{folder.name}.old.tmp")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Versions that results depend on."""
+    found = {"python": platform.python_version(), "splatlearn": splatlearn.__version__}
+    for library in LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that belongs to one configuration of one run.
+
+    Args:
+        path: the folder.
+        settings: nested plain data, what `config.yaml` holds; its part `train` is the `TrainConfig`.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoints"
+
+    def check(self, resume: Literal["auto", "never"]) -> None:
+        """Whether the run may start here or continue; writes nothing.
+
+        Raises:
+            UserError: the folder is something else, is a run that must not be continued, or has another config.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise UserError(f"--run {self.path}: this is a file; name a folder")
+        there = sorted(p.name for p in self.path.iterdir() if not p.name.endswith(".tmp"))
+        if not there:
+            return
+        if CONFIG not in there:
+            raise UserError(
+                f"--run {self.path}: the folder exists and is no run (no {CONFIG}; it holds "
+                f"{', '.join(there[:5])}); nothing is overwritten, name another folder"
+            )
+        if resume == "never":
+            raise UserError(
+                f"--run {self.path}: the run exists and --resume is never; use --resume auto or another folder"
+            )
+        differences = changed(_relevant(self._stored()), _relevant(self.settings))
+        if differences:
+            lines = "\n  ".join(differences)
+            raise UserError(
+                f"--run {self.path}: the run was started with another configuration; give the same, or "
+                f"another folder (there -> here):\n  {lines}"
+            )
+
+    def begin(self) -> None:
+        """Makes the folder and writes `config.yaml`, if this is a new run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / CONFIG).exists():
+            replace_file(self.path / CONFIG, yaml.safe_dump(_plain(self.settings), sort_keys=False))
+
+    def _stored(self) -> Mapping[str, Any]:
+        try:
+            stored = yaml.safe_load((self.path / CONFIG).read_text())
+        except yaml.YAMLError as error:
+            raise BadData(f"{self.path / CONFIG}: not readable as YAML ({error})") from error
+        if not isinstance(stored, Mapping):
+            raise BadData(f"{self.path / CONFIG}: a mapping of settings is needed")
+        return stored
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Tuples as lists, paths as strings: what a file gives back."""
+    return json.loads(json.dumps(settings, default=str))
+
+
+def _relevant(settings: Mapping[str, Any]) -> dict[str, Any]:
+    plain = _plain(settings)
+    training = plain.get("train")
+    if isinstance(training, dict):
+        plain["train"] = {key: value for key, value in training.items() if key not in RESULT_FREE}
+    return plain
+
+
+def environment(teachers: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What bit-for-bit continuation needs to be the same."""
+    return {
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "teachers": dict(teachers or {}),
+    }
+
+
+def warn_about_changes(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Says what of `environment` differs from the checkpoint's: the run continues, but not bit for bit."""
+    keys = [key for key in now if key in stored]
+    differences = changed(_plain({k: stored[k] for k in keys}), _plain({k: now[k] for k in keys}))
+    if differences:
+        warnings.warn(
+            "continued, but not bit for bit as an uninterrupted run would: " + "; ".join(differences), stacklevel=2
+        )
+
+
+def describe_encoder(encoder: Encoder) -> dict[str, Any]:
+    """What `load_encoder` needs beside the weights.
+
+    Raises:
+        UserError: the encoder was not made by the registry, so that it has no name.
+    """
+    if not encoder.name:
+        raise UserError(f"{type(encoder).__name__} has no name; make encoders by registry.encoders.create")
+    config = getattr(encoder, "config", None)
+    return {
+        "name": encoder.name,
+        "options": {} if config is None else to_options(config),
+        "inputs": list(getattr(config, "inputs", ())),
+        "channels": list(encoder.channels),
+        "splatlearn": splatlearn.__version__,
+    }
+
+
+def load_encoder(run: Path) -> Encoder:
+    """The encoder that a run learnt, from its newest whole checkpoint; the averaged weights where they were kept.
+
+    Args:
+        run: a run folder, a checkpoint, or any folder with `encoder.safetensors` and `encoder.json`.
+
+    Returns:
+        The encoder on the host, in eval mode.
+
+    Raises:
+        UserError: there is no encoder here, or what is here does not fit together.
+    """
+    run = Path(run)
+    folder = (newest_checkpoint(run / "checkpoints") if (run / "checkpoints").is_dir() else run) or run
+    description, weights = folder / "encoder.json", folder / "encoder.safetensors"
+    if not (description.is_file() and weights.is_file()):
+        raise UserError(f"--encoder {run}: no encoder here: no checkpoint of a recipe, and no {weights.name}")
+    facts = json.loads(description.read_text())
+    encoder: Encoder = registry.encoders.create(facts["name"], facts["options"])
+    encoder.name = facts["name"]
+    load_weights(encoder, weights)
+    return encoder.eval()
+
+
+def prefixed(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries under `prefix.`, without it."""
+    return {k.removeprefix(f"{prefix}."): v for k, v in state.items() if k.startswith(f"{prefix}.")}

@@ -1,0 +1,117 @@
+"""Settings of the loop; light to import, so that the command line can list them."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from splatlearn.errors import ConfigError
+
+RESULT_FREE = ("workers", "checkpoint_every", "keep", "evaluate_every", "tensorboard", "wandb")
+"""Settings that may change when a run is continued, since no loss and no weight depends on them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How anything is trained. Numbers without a source are our defaults.
+
+    Args:
+        steps: optimiser steps; 0 takes them from `epochs`.
+        epochs: passes over the training scenes, one sample of a scene in each; only where `steps` is 0.
+        batch: samples of a step over all processes.
+        seed: of order, sampling and noise inside the model.
+        workers: processes that draw samples; 0 draws them in the training process. The samples are the same.
+        device: `auto` takes a GPU where there is one.
+        precision: `bf16` runs the model under autocast; weights and losses stay float32.
+        deterministic: choose kernels whose sums have a fixed order; resuming bit for bit needs it.
+        optimizer: `adam` couples weight decay with the gradient, `adamw` does not.
+        learning_rate: the highest of the schedule.
+        weight_decay: none on 1-D parameters (norms, biases) and on those of `no_decay`.
+        betas: of Adam and AdamW.
+        momentum: of SGD.
+        nesterov: of SGD.
+        schedule: after the warm-up. `cosine` falls to `min_learning_rate`; `one-cycle` also rises by a cosine,
+            from `learning_rate / start_divisor`, and falls to that over `final_divisor`; `step` multiplies at
+            `milestones`.
+        min_learning_rate: at the end of `cosine`.
+        warmup: share of the steps in which the rate rises (linearly, but for `one-cycle`).
+        start_divisor: `one-cycle` only (Pointcept: 10).
+        final_divisor: `one-cycle` only (Pointcept: 1000).
+        milestones: shares of the steps; `step` only.
+        milestone_factor: what the rate is multiplied with at each milestone; `step` only.
+        rates: pattern of parameter names (`*` matches anything) -> factor of the learning rate; the first that
+            matches holds.
+        layer_decay: factor of the rate per block, counted from the last; 1 is off (BEiT: 0.65 to 0.9).
+        no_decay: patterns of parameter names without weight decay.
+        clip_norm: gradients are scaled down to this norm; 0 is off.
+        ema: decay of averaged weights, which are then evaluated and exported; 0 is off.
+        setup_batches: batches that the trainable may look at before the first step.
+        evaluate_every: steps between evaluations; 0 evaluates at the end only.
+        validation_samples: samples of an evaluation; 0 is one of every validation scene.
+        checkpoint_every: steps between checkpoints; the last step has one anyway.
+        keep: checkpoints kept, the newest.
+        tensorboard: also write TensorBoard files to the run folder (extra `track`).
+        wandb: also log to this Weights & Biases project (extra `track`); empty is off.
+    """
+
+    steps: int = 0
+    epochs: float = 100.0
+    batch: int = 4
+    seed: int = 0
+    workers: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["32", "bf16"] = "32"
+    deterministic: bool = True
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
+    nesterov: bool = False
+    schedule: Literal["cosine", "one-cycle", "constant", "step"] = "cosine"
+    min_learning_rate: float = 1e-6
+    warmup: float = 0.0
+    start_divisor: float = 10.0
+    final_divisor: float = 1000.0
+    milestones: tuple[float, ...] = ()
+    milestone_factor: float = 0.1
+    rates: dict[str, float] = field(default_factory=dict)
+    layer_decay: float = 1.0
+    no_decay: tuple[str, ...] = ()
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    setup_batches: int = 50
+    evaluate_every: int = 0
+    validation_samples: int = 0
+    checkpoint_every: int = 500
+    keep: int = 2
+    tensorboard: bool = False
+    wandb: str = ""
+
+    def __post_init__(self) -> None:
+        problems = [f"{name}: {allowed}, got {value}" for name, value, allowed in self._violations()]
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    def _violations(self) -> list[tuple[str, object, str]]:
+        positive = ("epochs", "batch", "learning_rate", "start_divisor", "final_divisor", "layer_decay")
+        counts = ("steps", "seed", "workers", "setup_batches", "evaluate_every", "validation_samples")
+        amounts = ("weight_decay", "min_learning_rate", "clip_norm", "milestone_factor")
+        wrong: list[tuple[str, object, str]] = []
+        for names, holds, allowed in (
+            (positive, lambda v: v > 0 and math.isfinite(v), "above 0 is needed"),
+            ((*counts, *amounts), lambda v: v >= 0 and math.isfinite(v), "0 or more is needed"),
+            (("checkpoint_every", "keep"), lambda v: v >= 1, "1 or more is needed"),
+            (("warmup", "ema", "momentum"), lambda v: 0 <= v < 1, "a number in [0, 1) is needed"),
+        ):
+            wrong += [(name, getattr(self, name), allowed) for name in names if not holds(getattr(self, name))]
+        if self.min_learning_rate > self.learning_rate and self.schedule == "cosine":
+            wrong.append(("min_learning_rate", self.min_learning_rate, f"at most {self.learning_rate} is allowed"))
+        if list(self.milestones) != sorted(self.milestones) or not all(0 < m < 1 for m in self.milestones):
+            wrong.append(("milestones", self.milestones, "ascending shares in (0, 1) are needed"))
+        if any(rate < 0 for rate in self.rates.values()):
+            wrong.append(("rates", self.rates, "factors of 0 or more are needed"))
+        return wrong
+
+    def total_steps(self, scenes: int) -> int:
+        """Steps of a run over `scenes` training scenes."""
+        return self.steps or max(1, round(self.epochs * scenes / self.batch))

@@ -1,0 +1,382 @@
+"""`report.html`: what a run was, what it learnt and what it cost, in one file that needs no network.
+
+Everything but the pictures is read from the run folder, so a report can be written again at any time.
+"""
+
+import base64
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from math import isfinite
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splatlearn.engine import plots
+from splatlearn.engine.loader import Loader
+from splatlearn.engine.trainable import Trainable
+
+STYLE = Path(__file__).with_name("report.css")
+METRICS = {
+    "val_psnr": "PSNR of the input views, dB",
+    "val_psnr_novel": "PSNR of a view that was never an input, dB",
+    "miou": "mean IoU",
+    "macc": "mean accuracy",
+}
+"""What well-known metrics are, for a reader who has not seen the code."""
+
+COMPARED = (
+    ("val_psnr", "baseline/depth_warp", "dB against depth warp, on the input views"),
+    ("val_psnr_novel", "baseline/own_colour_novel", "dB against own colour, on the view in between"),
+    ("val_psnr", "val_psnr_shuffled", "dB owed to the features: lost when points exchange them"),
+)
+"""Metric, what it is held against, and what the difference says; the table has every other pair."""
+SHORT = {"miou": "mIoU", "macc": "mAcc"}
+ORIGINS = {"run": "pre-trained", "random": "random", "raw": "raw inputs"}
+"""What evaluations call an encoder's origin, in a reader's words."""
+
+WIDE = 400
+"""Pixels: a wider picture takes two columns of four."""
+
+Table = Sequence[Sequence[str]]
+
+
+def write_report(
+    run: Path,
+    pictures: Mapping[str, Tensor] | None = None,
+    probes: Iterable[Mapping[str, Any]] = (),
+    metrics: Mapping[str, float] | None = None,
+) -> Path:
+    """Writes `run/report.html` from `config.yaml`, `log.jsonl` and `summary.json`, as far as they are there.
+
+    Args:
+        run: run folder.
+        pictures: `group/caption` -> (3 H W) in [0, 1]; groups become rows, in the order given.
+        probes: results of `evaluate` (what it writes as JSON), for a table of means over seeds.
+        metrics: more numbers to compare with, measured elsewhere (`baseline/random_frozen` of another run).
+
+    Returns:
+        The file.
+    """
+    settings, summary, log = read_settings(run), read_json(run / "summary.json"), read_log(run / "log.jsonl")
+    metrics = {**summary.get("metrics", {}), **(metrics or {})}
+    sections = [
+        _header(run, settings, summary),
+        _verdict(metrics),
+        _renders(metrics),
+        _other_metrics(metrics),
+        _probes(list(probes)),
+        _pictures(pictures or {}),
+        _curves(log),
+        _cost(summary, log),
+        _details("All settings", _pairs(dict(_flatten(settings)))),
+        _details("Draws rejected", _pairs(summary.get("rejected", {}))),
+        _details("Versions", _pairs(summary.get("versions", {}))),
+    ]
+    body = "\n".join(section for section in sections if section)
+    title = escape(f"{settings.get('recipe') or settings.get('task') or 'run'}: {run.name}")
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE.read_text()}</style></head>\n'
+        f"<body><main>{body}</main></body></html>\n"
+    )
+    return _replace(run / "report.html", page)
+
+
+def preview(trainable: Trainable[Any]) -> dict[str, Tensor]:
+    """The trainable's pictures of the first validation sample, on the host."""
+    loader = Loader({"val": trainable.validation}, {"val": 0}, batch=1)
+    batch = next(loader.whole("val", 1))
+    device = next((parameter.device for parameter in trainable.parameters()), torch.device("cpu"))
+    training = trainable.training
+    pictures = trainable.eval().preview(batch.to(device))
+    trainable.train(training)
+    return {title: picture.detach().cpu() for title, picture in pictures.items()}
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL log; a line cut short by a crash is left out."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no file."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """The settings of a run, from its `config.yaml`; empty where there is none."""
+    import yaml
+
+    path = run / "config.yaml"
+    return yaml.safe_load(path.read_text()) or {} if path.exists() else {}
+
+
+def probe_rows(probes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Header and rows of a probe table: mean of each metric over seeds, and its range, best first
+    for each share of labels."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for probe in probes:
+        share = f"{100 * float(probe.get('labels', 1)):.3g} %"
+        name = ORIGINS.get(probe.get("origin", "")) or _name(probe.get("encoder", ""))
+        groups[(name, str(probe.get("probe", "")), share)].append(probe)
+    names = list(dict.fromkeys(name for probe in probes for name in probe.get("metrics", {})))
+    rows = []
+    for key, members in groups.items():
+        values = [[float(m["metrics"][n]) for m in members if n in m.get("metrics", {})] for n in names]
+        first = fmean(values[0]) if values and values[0] else 0.0
+        share_of_labels = float(members[0].get("labels", 1))
+        rows.append(((-share_of_labels, -first), [*key, *map(_range, values), str(len(members))]))
+    rows.sort(key=lambda row: row[0])
+    header = ["encoder", "probe", "labels", *(SHORT.get(name, name) for name in names), "seeds"]
+    return [header, *(row for _, row in rows)]
+
+
+def _header(run: Path, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    what = settings.get("recipe") or settings.get("task") or "run"
+    facts = {
+        "preset": settings.get("preset"),
+        "encoder": _name(settings.get("encoder")),
+        "data": _name(settings.get("data")),
+        "steps": summary.get("steps"),
+        "seed": settings.get("seed", summary.get("seed")),
+    }
+    chips = "".join(
+        f"<span>{escape(name)} <b>{escape(str(value))}</b></span>"
+        for name, value in facts.items()
+        if value not in (None, "")
+    )
+    title = f"<h1>{escape(str(what))} <small>{escape(run.name)}</small></h1>"
+    return f'<header>{title}<p class="chips">{chips}</p></header>'
+
+
+def _verdict(metrics: Mapping[str, Any]) -> str:
+    tiles = [_tile(_number(metrics[key]), text) for key, text in METRICS.items() if key in metrics]
+    for key, other, text in COMPARED:
+        if key in metrics and other in metrics:
+            gain = metrics[key] - metrics[other]
+            tiles.append(_tile(f"{gain:+.2f}", text, "good" if gain > 0 else "bad"))
+    return f'<section class="tiles">{"".join(tiles)}</section>' if tiles else ""
+
+
+def _baselines(metrics: Mapping[str, Any], suffix: str) -> dict[str, float]:
+    """Name -> PSNR of the baselines on the input views (suffix "") or on the view in between ("_novel")."""
+    values = {key.removeprefix("baseline/"): v for key, v in metrics.items() if key.startswith("baseline/")}
+    chosen = {key: v for key, v in values.items() if key.endswith("_novel") == bool(suffix)}
+    return {key.removesuffix("_novel").replace("_", " "): float(v) for key, v in chosen.items()}
+
+
+def _renders(metrics: Mapping[str, Any]) -> str:
+    """The run's PSNR among the baselines, as a table and as bars."""
+    columns = {"input views": _compared(metrics, ""), "view in between": _compared(metrics, "_novel")}
+    columns = {name: values for name, values in columns.items() if len(values) > 1}
+    if not columns:
+        return ""
+    first = next(iter(columns.values()))
+    order = sorted(first, key=lambda name: -first[name])
+    rows = [["", *(f"{name}, dB" for name in columns)]]
+    rows += [[name, *(_number(values.get(name)) for values in columns.values())] for name in order]
+    figures = [
+        _figure(plots.bars(_descending(values), "PSNR, dB", ["this run"]), f"PSNR of the {name}; higher is better")
+        for name, values in columns.items()
+    ]
+    text = (
+        "All rows are measured on the same pairs of frames. <i>Own colour</i> draws the visible points in their "
+        "own colour without any learning, <i>depth warp</i> moves the other view by its depth, <i>copy</i> repeats "
+        "it. <i>Features shuffled</i> is this run with the encoder's features exchanged between points: what it "
+        "loses is what the features carry."
+    )
+    return _section("Rendered views against baselines", f"<p>{text}</p>{_table(rows, 'this run')}{_row(figures)}")
+
+
+def _compared(metrics: Mapping[str, Any], suffix: str) -> dict[str, float]:
+    values = _baselines(metrics, suffix)
+    for key, name in ((f"val_psnr{suffix}", "this run"), (f"val_psnr_shuffled{suffix}", "features shuffled")):
+        if key in metrics:
+            values[name] = float(metrics[key])
+    return values
+
+
+def _descending(values: Mapping[str, float]) -> dict[str, float]:
+    return dict(sorted(values.items(), key=lambda pair: -pair[1]))
+
+
+def _other_metrics(metrics: Mapping[str, Any]) -> str:
+    known = ("baseline/", "val_psnr")
+    rest = {key: value for key, value in metrics.items() if not key.startswith(known) and key not in METRICS}
+    return _section("Other metrics", _pairs({k: _number(v) for k, v in rest.items()})) if rest else ""
+
+
+def _probes(probes: Sequence[Mapping[str, Any]]) -> str:
+    if not probes:
+        return ""
+    text = (
+        "Mean over seeds, worst to best in brackets. <i>Random</i> is the same encoder untrained, its batch-norm "
+        "statistics set on the data; <i>raw inputs</i> is the same probe on the input attributes; <i>finetune</i> "
+        "of a random encoder is training from scratch."
+    )
+    return _section("What a probe finds in the features", f"<p>{text}</p>{_table(probe_rows(probes))}")
+
+
+def _pictures(pictures: Mapping[str, Tensor]) -> str:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for title, picture in pictures.items():
+        group, _, caption = title.rpartition("/")
+        kind = "photo wide" if picture.shape[2] > WIDE else "photo"
+        groups[group].append(_figure(plots.encode_png(picture), caption, kind))
+    rows = [f"<h3>{escape(group)}</h3>{_row(figures)}" for group, figures in groups.items()]
+    return _section("Pictures", "".join(rows)) if rows else ""
+
+
+def _curves(log: Sequence[Mapping[str, Any]]) -> str:
+    if not log:
+        return ""
+    parts = {"loss": "loss"} | {key: key for key in _series(log, "losses")}
+    losses = _collect(log, {name: key for key, name in parts.items()})
+    if "loss" in losses and len(losses) == 2:  # the only part is the total
+        losses = {"loss": losses["loss"]}
+    figures = [_figure(plots.curves(losses, "step", "loss"), "Loss: raw values pale, running mean dark")]
+    for key, name in (("psnr", "PSNR, dB"), ("accuracy", "accuracy")):
+        values = _collect(log, {name: key})
+        if values:
+            figures.append(_figure(plots.curves(values, "step", name, log=False), f"{name} on training samples"))
+    rate = _collect(log, {"learning rate": "learning_rate"})
+    if rate:
+        figures.append(_figure(plots.curves(rate, "step", "learning rate", log=False, smooth=1), "Learning rate"))
+    return _section("Training", _row(figures))
+
+
+def _series(log: Sequence[Mapping[str, Any]], group: str) -> list[str]:
+    return list(log[-1].get(group, {})) if isinstance(log[-1].get(group), Mapping) else []
+
+
+def _collect(
+    log: Sequence[Mapping[str, Any]], names: Mapping[str, str]
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Name -> (steps, values) of the log's keys, looked for at the top, then in `losses` and `metrics`."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for name, key in names.items():
+        pairs = [(line["step"], _lookup(line, key)) for line in log if "step" in line]
+        numbers = [(step, float(value)) for step, value in pairs if isinstance(value, int | float)]
+        if numbers:
+            found[name] = [step for step, _ in numbers], [value for _, value in numbers]
+    return found
+
+
+def _lookup(line: Mapping[str, Any], key: str) -> Any:
+    places = [line, line.get("losses"), line.get("metrics")]
+    return next((place[key] for place in places if isinstance(place, Mapping) and key in place), None)
+
+
+def _cost(summary: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
+    facts = {
+        "steps a second": _number(summary.get("steps_per_second")),
+        "peak memory": f"{summary['peak_memory_mb']:,.0f} MB" if "peak_memory_mb" in summary else "",
+        "Gaussians a sample": f"{summary['gaussians_per_sample']:,.0f}"
+        if "gaussians_per_sample" in summary
+        else "",
+    }
+    facts = {name: value for name, value in facts.items() if value}
+    split = summary.get("seconds") or {}
+    figures = [_figure(plots.shares(split), "Where the time of a step goes")] if split else []
+    seconds = _collect(log, {"seconds": "seconds"})
+    if seconds:
+        figures.append(_figure(plots.curves(seconds, "step", "seconds a step"), "Duration of a step"))
+    if not facts and not figures:
+        return ""
+    tiles = "".join(_tile(value, name) for name, value in facts.items())
+    return _section("Cost", f'<div class="tiles">{tiles}</div>{_row(figures)}')
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def _details(title: str, body: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{body}</details>" if body else ""
+
+
+def _tile(value: str, text: str, mood: str = "") -> str:
+    return f'<div class="tile {mood}"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
+
+
+def _figure(png: bytes, caption: str, kind: str = "chart") -> str:
+    data = base64.b64encode(png).decode()
+    alt = escape(caption, quote=True)
+    return (
+        f'<figure class="{kind}"><img alt="{alt}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _row(figures: Sequence[str]) -> str:
+    return f'<div class="figures">{"".join(figures)}</div>' if figures else ""
+
+
+def _table(rows: Table, highlight: str = "") -> str:
+    """Numbers are aligned to the right; the first row is the header."""
+    head = "".join(f"<th{_align(name, rows, i)}>{escape(name)}</th>" for i, name in enumerate(rows[0]))
+    body = []
+    for row in rows[1:]:
+        cells = "".join(f"<td{_align(cell, rows, i)}>{escape(cell)}</td>" for i, cell in enumerate(row))
+        body.append(f"<tr{' class=mark' if row[0] == highlight else ''}>{cells}</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _align(cell: str, rows: Table, column: int) -> str:
+    numeric = all(
+        not row[column] or row[column].lstrip("+-")[:1].isdigit() or row[column] == "-" for row in rows[1:]
+    )
+    return ' class="number"' if numeric and column else ""
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in values.items())
+    return f'<table class="pairs">{rows}</table>' if rows else ""
+
+
+def _name(part: Any) -> str:
+    """`sparse_unet` of a name or of `{name: sparse_unet, options: ...}`."""
+    return str(part.get("name", "")) if isinstance(part, Mapping) else str(part or "")
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, int | float) or not isfinite(value):
+        return "-" if value is None or isinstance(value, float) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.4f}"
+
+
+def _range(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    digits = 1 if max(map(abs, values)) > 1.5 else 3  # percent, or a share
+    mean, low, high = (f"{value:.{digits}f}" for value in (fmean(values), min(values), max(values)))
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
+
+
+def _replace(path: Path, text: str) -> Path:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+    return path

@@ -1,0 +1,119 @@
+"""Where LPIPS gets its weights: VGG16's convolutions, and the linear layers of version 0.1."""
+
+import hashlib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from splatlearn.encoders.weights import read_weights
+from splatlearn.errors import BadData, UserError
+
+REPOSITORY = "timm/vgg16.tv_in1k"
+"""torchvision's ImageNet weights, as the hub has them in safetensors (BSD-3-Clause)."""
+SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+"""Numbers of VGG16's convolutions in `features`; LPIPS reads the end of each group (Zhang et al. 2018)."""
+WIDTHS = (64, 128, 256, 512, 512)
+"""Channels of each group."""
+
+
+@dataclass(frozen=True)
+class VGG16Weights:
+    """Convolutions of VGG16.
+
+    Args:
+        tensors: `features.N.weight` and `.bias`.
+        source: file or hub repository, for the log.
+        digest: SHA-256 of the file.
+    """
+
+    tensors: dict[str, Tensor]
+    source: str
+    digest: str
+
+    @property
+    def slices(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the convolutions of each group."""
+        return tuple(tuple(f"features.{number}" for number in group) for group in SLICES)
+
+
+def resolve_vgg16(weights: str | Path = "") -> VGG16Weights:
+    """VGG16 from a local file, else from the hub's cache, else from the hub. Never random.
+
+    Args:
+        weights: safetensors, or a pth that holds tensors only; empty for the cache and the hub.
+
+    Raises:
+        UserError: nothing was found, or it is not VGG16; says what to do.
+    """
+    path = Path(weights) if weights else _from_hub()
+    found = _read(path)
+    source = str(weights) if weights else REPOSITORY
+    tensors, wrong = {}, []
+    for name, shape in _expected().items():
+        tensor = found.get(name)
+        if tensor is None or tuple(tensor.shape) != shape:
+            wrong.append(f"{name} {'absent' if tensor is None else tuple(tensor.shape)}, expected {shape}")
+        else:
+            tensors[name] = tensor.float()
+    if wrong:
+        raise BadData(
+            f"{source}: not VGG16 as torchvision names it (features.0.weight ...): {len(wrong)} of "
+            f"{len(_expected())} tensors do not fit; first: {wrong[0]}"
+        )
+    return VGG16Weights(tensors, source, _digest(path))
+
+
+def resolve_linear() -> dict[str, Tensor]:
+    """`linear.0` ... `linear.4`, (1 C 1 1): how much each channel counts, from torchmetrics."""
+    package = find_spec("torchmetrics")
+    if package is None or package.origin is None:
+        raise UserError("LPIPS needs the package torchmetrics, which carries its linear layers")
+    stored = _read(Path(package.origin).parent / "functional" / "image" / "lpips_models" / "vgg.pth")
+    return {f"linear.{level}": stored[f"lin{level}.model.1.weight"] for level in range(len(SLICES))}
+
+
+def _expected() -> dict[str, tuple[int, ...]]:
+    shapes, before = {}, 3
+    for group, width in zip(SLICES, WIDTHS):
+        for number in group:
+            shapes[f"features.{number}.weight"] = (width, before, 3, 3)
+            shapes[f"features.{number}.bias"] = (width,)
+            before = width
+    return shapes
+
+
+def _from_hub() -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(REPOSITORY, "model.safetensors", local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return Path(hf_hub_download(REPOSITORY, "model.safetensors"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"LPIPS needs VGG16 weights: they are not in the Hugging Face cache, and {REPOSITORY} could not be "
+            f"fetched ({type(error).__name__}). Name a file of torchvision's vgg16 (safetensors or pth), run once "
+            "with a network, or leave LPIPS out with weight 0"
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return read_weights(path)
+    if not path.is_file():
+        raise BadData(f"{path}: no such file of weights")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise BadData(f"{path}: not a file of tensors ({type(error).__name__})") from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Ways to pre-train, one file each."""

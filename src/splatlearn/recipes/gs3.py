@@ -1,0 +1,292 @@
+"""GS3: pre-train an encoder of point clouds by rendering the 3D Gaussians that it predicts from masked RGB-D views.
+
+Sources are cited by section ("GS3 3.4"); what GS3 leaves open follows pixelSplat's released code or is our own
+default, said at each field. Legend: B groups of views a batch, V views, N points, C channels, H W pixels.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from splatlearn.data.augment import rotate_frames
+from splatlearn.data.sampling import draw_views, split_scenes
+from splatlearn.data.scene import Scene, Source
+from splatlearn.encoders.base import PointEncoder
+from splatlearn.engine import plots
+from splatlearn.engine.trainable import Progress, Recipe, Step
+from splatlearn.errors import ConfigError
+from splatlearn.heads.decoder import FeatureDecoder, gather_pixels
+from splatlearn.heads.epipolar import EpipolarConfig, EpipolarTransformer, view_pairs
+from splatlearn.heads.gaussians import DepthConfig, DepthHead, OffsetConfig, OffsetHead
+from splatlearn.losses.photometric import LPIPS, mse, psnr
+from splatlearn.registry import recipes
+from splatlearn.splatting.baselines import BASELINES, regroup_counts
+from splatlearn.splatting.render import RenderOptions, Rendering, render
+from splatlearn.structures import Batch, Frames, Gaussians, Points
+
+
+@dataclass(frozen=True, kw_only=True)
+class GS3Config:
+    """Settings of GS3, 3D branch.
+
+    Args:
+        views: input views of a sample, 2 or 3 (GS3 3.2; three are its ablation).
+        size: width and height in pixels (GS3 4: 320x240).
+        gap: raw frames between neighbouring input views (GS3 4: 5).
+        in_between: also supervise a view strictly between the inputs (our default; GS3 mentions the inputs only).
+        min_overlap: least share of one view seen by the next, else the sample is drawn again (our default).
+        mask_ratio: share of the points hidden from the encoder; Gaussians come from visible ones (GS3 3.4: 0.5).
+        rotate: turn cloud and cameras together: camera axes within pi/64, up by any angle (GS3 4).
+        width: channels of the per-point output for the heads (GS3 4: 128).
+        epipolar: sizes of the transformer across views; its `width` is `width`, its `views` is `views`.
+        cross_view: whether views see each other at all (GS3: yes; off for ablation).
+        formulation: Gaussians at an `offset` from the point (GS3 eq. 4-5) or at a `depth` bin (eq. 3).
+        offset: the offset head.
+        depth: the depth head.
+        lpips: weight of LPIPS-VGG (GS3 3.5: 0.05); 0 leaves it out and needs no weights.
+        lpips_weights: VGG16 weights for it: a file, or empty for the hub cache and then the hub.
+        freeze_student: train the heads only, on a frozen encoder: the baseline of reports.
+        render: how Gaussians become pixels.
+    """
+
+    views: int = 2
+    size: tuple[int, int] = (320, 240)
+    gap: int = 5
+    in_between: bool = True
+    min_overlap: float = 0.3
+    mask_ratio: float = 0.5
+    rotate: bool = True
+    width: int = 128
+    epipolar: EpipolarConfig = EpipolarConfig()
+    cross_view: bool = True
+    formulation: Literal["offset", "depth"] = "offset"
+    offset: OffsetConfig = OffsetConfig()
+    depth: DepthConfig = DepthConfig()
+    lpips: float = 0.05
+    lpips_weights: str = ""
+    freeze_student: bool = False
+    render: RenderOptions = RenderOptions()
+
+    def __post_init__(self) -> None:
+        if self.views not in (2, 3):
+            raise ConfigError(f"views: 2 or 3 are allowed, got {self.views}")
+        if not 0 <= self.mask_ratio < 1:
+            raise ConfigError(f"mask_ratio: a share in [0, 1) is needed, got {self.mask_ratio}")
+        if min(self.size) < 16:
+            raise ConfigError(f"size: at least 16x16 pixels are needed, got {self.size[0]}x{self.size[1]}")
+
+    @property
+    def transformer(self) -> EpipolarConfig:
+        """The epipolar sizes, with this recipe's width and number of views."""
+        return replace(self.epipolar, width=self.width, views=self.views)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Views(Batch):
+    """Input views, and the views to render.
+
+    Args:
+        frames: inputs with `depth`, `visible` (V H W) bool and `order` (V) int64, a random permutation in each item.
+        targets: the inputs again, then the view in between where there is one; attribute `novel` (V) bool.
+    """
+
+    frames: Frames
+    targets: Frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class GS3Data:
+    """Pairs and triples of nearby frames.
+
+    Args:
+        source: where the recordings are.
+        config: the recipe's settings.
+        augment: whether to rotate the world.
+    """
+
+    source: Source
+    config: GS3Config
+    augment: bool
+
+    def scenes(self, split: str) -> Mapping[str, Sequence[Scene]]:
+        """Recordings of `train` or `val`; of fewer than five, the last fifth of each is `val`."""
+        return {"all": split_scenes(self.source.scenes(), split)}
+
+    def shares(self) -> Mapping[str, float]:
+        """By size."""
+        return {}
+
+    def sample(self, scene: Scene, rng: np.random.Generator) -> Views:
+        """One group of views, its mask and its rotation."""
+        config = self.config
+        drawn = draw_views(
+            scene,
+            views=config.views,
+            gap=config.gap,
+            size=config.size,
+            rng=rng,
+            in_between=config.in_between,
+            min_overlap=config.min_overlap,
+        )
+        targets = rotate_frames(drawn.frames, rng) if self.augment and config.rotate else drawn.frames
+        inputs = targets.rows(torch.arange(config.views))
+        novel = torch.arange(len(targets)) >= config.views
+        return Views(
+            names=(drawn.name,),
+            frames=inputs.with_attributes(
+                visible=draw_mask(inputs["depth"] > 0, config.mask_ratio, rng),
+                order=torch.from_numpy(rng.permutation(config.views)),
+            ),
+            targets=targets.with_attributes(novel=novel),
+        )
+
+
+def draw_mask(valid: Tensor, ratio: float, rng: np.random.Generator) -> Tensor:
+    """Keeps exactly `1 - ratio` of the valid pixels of every view, at random (GS3 3.4).
+
+    Args:
+        valid: (V H W) bool.
+        ratio: share to hide.
+
+    Returns:
+        (V H W) bool.
+    """
+    score = torch.from_numpy(rng.random(valid.shape, dtype=np.float32)).masked_fill(~valid, 2.0).flatten(1)
+    keep = ((1 - ratio) * valid.flatten(1).sum(1)).round().long()
+    rank = score.argsort(1).argsort(1)
+    return (rank < keep[:, None]).view(valid.shape)
+
+
+@recipes.register("gs3", GS3Config, presets={"small": {}, "tiny": {}, "paper": {}})
+class GS3(Recipe[Views]):
+    """Render masked RGB-D pairs through predicted 3D Gaussians (GS3, 3D branch).
+
+    Args:
+        config: settings.
+        student: the point encoder to pre-train.
+        source: where the recordings are.
+    """
+
+    def __init__(self, config: GS3Config, *, student: PointEncoder, source: Source) -> None:
+        super().__init__()
+        self.config = config
+        self.data = GS3Data(source=source, config=config, augment=True)
+        self.validation = GS3Data(source=source, config=config, augment=False)
+        self.student = student.requires_grad_(not config.freeze_student)
+        self.decoder = FeatureDecoder(student.channels[0], config.width)
+        self.epipolar = EpipolarTransformer(config.transformer) if config.cross_view else None
+        self.head = (
+            OffsetHead(config.offset, config.width)
+            if config.formulation == "offset"
+            else DepthHead(config.depth, config.width)
+        )
+        self.perceptual = LPIPS(config.lpips_weights) if config.lpips > 0 else None
+
+    def train(self, mode: bool = True) -> "GS3":
+        """As usual, but a frozen student stays in evaluation mode."""
+        super().train(mode)
+        if self.config.freeze_student:
+            self.student.eval()
+        return self
+
+    def encode(self, points: Points) -> Tensor:
+        """(N C) features of visible points; every view is a cloud of its own (GS3 3.2)."""
+        return self.student(points).dense()
+
+    def gaussians(self, frames: Frames, points: Points, features: Tensor) -> Gaussians:
+        """Gaussians of each group of views from the encoder's features of its visible points."""
+        decoded = self.decoder(features)
+        if self.epipolar is not None:
+            width, height = frames.cameras.width, frames.cameras.height
+            grid = self.decoder.to_grid(decoded, points, width, height)
+            grid = self.epipolar(grid, frames.cameras, order=frames["order"])
+            decoded = gather_pixels(grid, points)
+        gaussians = self.head(decoded, points, frames.cameras)
+        return gaussians.regroup(regroup_counts(gaussians.counts, frames.counts))
+
+    def render(self, batch: Views, shuffle: bool = False) -> tuple[Rendering, Gaussians]:
+        """Renders every target view.
+
+        Args:
+            batch: inputs and targets.
+            shuffle: give each point the encoder's features of another point, to see what they are worth.
+        """
+        points = batch.frames.to_points()
+        features = self.encode(points)
+        if shuffle:
+            generator = torch.Generator(features.device).manual_seed(0)
+            features = features[torch.randperm(len(features), generator=generator, device=features.device)]
+        gaussians = self.gaussians(batch.frames, points, features)
+        return render(gaussians, batch.targets.cameras, options=self.config.render), gaussians
+
+    def forward(self, batch: Views, progress: Progress) -> Step:
+        """MSE over all pixels of the targets, and LPIPS (GS3 3.5)."""
+        rendering, gaussians = self.render(batch)
+        losses = {"mse": mse(rendering.color, batch.targets.images)}
+        if self.perceptual is not None:
+            losses["lpips"] = self.config.lpips * self.perceptual(rendering.color, batch.targets.images)
+        metrics = {
+            "psnr": psnr(rendering.color.detach(), batch.targets.images).mean(),
+            "alpha": rendering.alpha.detach().mean(),
+            "gaussians": torch.tensor(len(gaussians) / len(batch.frames.counts)),
+        }
+        return Step(losses, metrics)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Views]) -> dict[str, float]:
+        """PSNR in dB, averaged over views: of the inputs (`val_psnr`) and of the view in between
+        (`val_psnr_novel`), of the baselines on the same views, and with the encoder's features shuffled."""
+        scores: dict[str, list[Tensor]] = defaultdict(list)
+        for batch in batches:
+            targets = batch.targets
+            pictures = {name: make(batch.frames, targets) for name, make in BASELINES.items()}
+            pictures["val_psnr"] = self.render(batch)[0].color
+            pictures["val_psnr_shuffled"] = self.render(batch, shuffle=True)[0].color
+            for name, picture in pictures.items():
+                key = name if name.startswith("val") else f"baseline/{name}"
+                values, novel = psnr(picture.clamp(0, 1), targets.images), targets["novel"]
+                scores[key].append(values[~novel])
+                scores[f"{key}_novel"].append(values[novel])
+        means = {key: torch.cat(values) for key, values in scores.items()}
+        return {key: float(values.mean()) for key, values in means.items() if len(values)}
+
+    @torch.no_grad()
+    def preview(self, batch: Views) -> dict[str, Tensor]:
+        """Pictures of the first group: inputs, masks, photographs, renders, errors, depth, features, lines."""
+        first = Views(
+            names=batch.names[:1], frames=batch.frames.slice(0), targets=batch.targets.slice(0)
+        )
+        points = first.frames.to_points()
+        features = self.encode(points)
+        rendering, _ = self.render(first)
+        size = first.frames.cameras.width, first.frames.cameras.height
+        pictures: dict[str, Tensor] = {}
+        for view, image in enumerate(first.frames.images):
+            pictures[f"inputs/view {view + 1}"] = image
+            pictures[f"inputs/what the encoder sees of view {view + 1}"] = image * first.frames["visible"][view]
+        colors = plots.pca_colors(features)
+        for view, part in enumerate(points.with_attributes(feature=colors).split()):
+            canvas = torch.ones(size[0] * size[1], 3)
+            canvas[part["pixel"].cpu()] = part["feature"].cpu()
+            pictures[f"features/view {view + 1}, PCA"] = canvas.view(size[1], size[0], 3).permute(2, 0, 1)
+        for view, target in enumerate(first.targets.images):
+            group = "view in between" if first.targets["novel"][view] else f"view {view + 1}"
+            color = rendering.color[view].clamp(0, 1)
+            pictures[f"{group}/photograph"] = target
+            pictures[f"{group}/render"] = color
+            pictures[f"{group}/error"] = plots.error_map(color, target)
+            pictures[f"{group}/rendered depth"] = plots.depth_colors(rendering.depth[view, 0])
+        for name, make in BASELINES.items():
+            pictures[f"baselines/{name.replace('_', ' ')}"] = make(first.frames, first.targets)[-1].clamp(0, 1)
+        return pictures | plots.epipolar_pictures(first.frames, view_pairs(first.frames.counts))
+
+    def describe(self) -> dict[str, Any]:
+        """Gaussians of a sample when every pixel has depth."""
+        per_point = (self.config.offset if self.config.formulation == "offset" else self.config.depth).per_point
+        pixels = self.config.size[0] * self.config.size[1] * self.config.views
+        return {"gaussians_per_sample": round(pixels * (1 - self.config.mask_ratio)) * per_point}

@@ -1,0 +1,1 @@
+"""Ways to measure an encoder, one file each."""

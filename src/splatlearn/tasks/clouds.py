@@ -1,0 +1,252 @@
+"""Labelled clouds: what tasks on points train on, one point a voxel, and how predictions come back to all points.
+
+Legend: N points of the cloud, M kept points (one a voxel). Metres, world.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self, cast
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from splatlearn.data.augment import jitter_color, jitter_xyz, random_cloud_transform, transform_points
+from splatlearn.data.sampling import crop_nearest, split_scenes
+from splatlearn.data.scene import Rejected, Scene, Source
+from splatlearn.encoders.base import height
+from splatlearn.errors import BadData, UserError
+from splatlearn.structures import Batch, Points
+
+IGNORE = -1
+REMEMBERED = 256
+"""Thinned clouds kept in memory by a process."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cloud(Batch):
+    """Kept points, and the cloud that they stand for.
+
+    Args:
+        points: (M) with `label` (M) int64, -1 = ignored.
+        full: (N) every point of the cloud, with `label` and `kept` (N) int64, the row of `points` standing for it
+            (counted within the item); zero rows while training.
+    """
+
+    points: Points
+    full: Points
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloudData:
+    """Labelled clouds thinned to one point a voxel, whole or in crops.
+
+    Args:
+        source: where the clouds are.
+        attributes: attributes to carry, in order; `height` is measured on the whole cloud.
+        voxel: edge of the voxels, metres; 0 keeps every point.
+        labels: share of the labelled kept points of each cloud whose label is used; the rest become -1.
+        seed: chooses these points; the same for every method.
+        crop: most points of a training sample, those nearest to a random one; 0 for the whole cloud.
+        augment: turn, scale, mirror, jitter, and change the colours.
+        whole: validation: whole clouds, unchanged, with all their labels.
+        classes: number of classes that labels are checked against; 0 checks nothing.
+    """
+
+    source: Source
+    attributes: tuple[str, ...] = ()
+    voxel: float = 0.05
+    labels: float = 1.0
+    seed: int = 0
+    crop: int = 0
+    augment: bool = False
+    whole: bool = False
+    classes: int = 0
+
+    def scenes(self, split: str) -> Mapping[str, Sequence[Scene]]:
+        """Clouds of `train` or `val`."""
+        return {"all": split_scenes(self.source.scenes(), split)}
+
+    def shares(self) -> Mapping[str, float]:
+        """By size."""
+        return {}
+
+    def sample(self, scene: Scene, rng: np.random.Generator) -> Cloud:
+        """A cloud, or a crop of one.
+
+        Raises:
+            Rejected: no point of the crop is labelled.
+        """
+        thinned = self.thin(scene)
+        if self.whole:
+            return thinned
+        points = keep_labels(thinned.points, self.labels, scene.name, self.seed)
+        points = crop_nearest(points, self.crop, rng) if self.crop else points
+        if not bool((points["label"] >= 0).any()):
+            raise Rejected("no labelled point in the crop")
+        points = distort(points, rng) if self.augment else points
+        return Cloud(names=(scene.name,), points=points, full=thinned.full.rows(torch.arange(0)))
+
+    def each(self, split: str) -> Iterator[Cloud]:
+        """Every cloud of a split once, thinned and whole, in order."""
+        for scenes in self.scenes(split).values():
+            yield from map(self.thin, scenes)
+
+    def thin(self, scene: Scene) -> Cloud:
+        """The kept points of a scene, whole and without augmentation; the last few scenes are remembered."""
+        options = repr(sorted(self.source.options.items()))
+        key = self.source.name, options, scene.name, scene.split, self.voxel, self.attributes, self.classes
+        if key not in _remembered:
+            _remembered[key] = self._thin(scene)
+            if len(_remembered) > REMEMBERED:
+                _remembered.popitem(last=False)
+        return _remembered[key]
+
+    def _thin(self, scene: Scene) -> Cloud:
+        points = scene.points()
+        if not len(points):
+            raise BadData(f"{scene.name}: the cloud has no points")
+        label = checked_labels(points["label"], self.classes, scene.name)
+        carried = {name: points[name] for name in self.attributes if name != "height"}
+        if "height" in self.attributes:
+            carried["height"] = points["height"] if "height" in points else height(points)
+        kept, stands_for = thin_rows(points.xyz, self.voxel)
+        full = Points(xyz=points.xyz, attributes={"label": label, "kept": stands_for})
+        points = Points(xyz=points.xyz, attributes={**carried, "label": label})
+        return Cloud(names=(scene.name,), points=points.rows(kept), full=full)
+
+
+_remembered: OrderedDict[tuple, Cloud] = OrderedDict()
+
+
+def thin_rows(xyz: Tensor, voxel: float) -> tuple[Tensor, Tensor]:
+    """One point a voxel: the point nearest to the mean of the voxel's points, the first of equals.
+
+    Args:
+        xyz: (N 3) metres, of one cloud.
+        voxel: edge, metres; 0 keeps every point.
+
+    Returns:
+        (M) rows that are kept, ascending, and (N) the kept row, counted among the M, that stands for each point.
+    """
+    if voxel <= 0:
+        every = torch.arange(len(xyz), device=xyz.device)
+        return every, every
+    cells = ((xyz - xyz.amin(0)) / voxel).floor().long()
+    sides = cells.amax(0) + 1
+    keys = (cells[:, 0] * sides[1] + cells[:, 1]) * sides[2] + cells[:, 2]
+    _, cell, counts = torch.unique(keys, return_inverse=True, return_counts=True)
+    means = torch.zeros(len(counts), 3, dtype=torch.float64, device=xyz.device)
+    means = means.index_add_(0, cell, xyz.double()) / counts[:, None]
+    distance = (xyz - means[cell]).square().sum(1).cpu().numpy()
+    order = torch.from_numpy(np.lexsort((distance, cell.cpu().numpy()))).to(xyz.device)
+    first = order[counts.cumsum(0) - counts]
+    kept, place = first.sort()
+    rank = torch.empty_like(place)
+    rank[place] = torch.arange(len(place), device=xyz.device)
+    return kept, rank[cell]
+
+
+def checked_labels(label: Tensor, classes: int, name: str) -> Tensor:
+    """(N) int64 labels, all of them -1 or a class.
+
+    Raises:
+        BadData: a label below -1, or beyond the classes.
+    """
+    label = label.long()
+    if len(label) and (int(label.min()) < IGNORE or (classes and int(label.max()) >= classes)):
+        allowed = f"0 to {classes - 1}" if classes else "0 and up"
+        raise BadData(
+            f"{name}: labels from {int(label.min())} to {int(label.max())}; -1 (ignored) and {allowed} are allowed"
+        )
+    return label
+
+
+def keep_labels(points: Points, share: float, name: str, seed: int) -> Points:
+    """Ignores all labels but a share, which depends on the cloud's name and the seed alone; one at least is kept.
+
+    Raises:
+        UserError: a share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"--labels: a share in (0, 1] is needed, got {share}")
+    labelled = (points["label"] >= 0).nonzero().squeeze(1)
+    if share == 1 or not len(labelled):
+        return points
+    rng = np.random.default_rng([seed, crc32(name.encode())])
+    chosen = rng.permutation(len(labelled))[: max(1, round(share * len(labelled)))]
+    label = torch.full_like(points["label"], IGNORE)
+    rows = labelled[torch.from_numpy(chosen).to(labelled.device)]
+    label[rows] = points["label"][rows]
+    return points.with_attributes(label=label)
+
+
+def distort(points: Points, rng: np.random.Generator) -> Points:
+    """One draw of augmentation as in Pointcept's ScanNet recipes, without its elastic part."""
+    points = jitter_xyz(transform_points(points, random_cloud_transform(rng)), rng)
+    return jitter_color(points, rng) if "color" in points else points
+
+
+class Held(Scene):
+    """A thinned cloud in memory, its features computed before.
+
+    Args:
+        cloud: its points carry `feature` and `label`.
+    """
+
+    def __init__(self, cloud: Cloud) -> None:
+        self.cloud, self.name = cloud, cloud.names[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldData:
+    """Clouds in memory; a sample is a random subset of one cloud's labelled points.
+
+    Args:
+        train: clouds to sample from.
+        val: clouds to evaluate on.
+        rows: most points of a training sample.
+        whole: give whole clouds.
+    """
+
+    train: tuple[Held, ...]
+    val: tuple[Held, ...]
+    rows: int
+    whole: bool = False
+
+    def scenes(self, split: str) -> Mapping[str, Sequence[Held]]:
+        """The clouds of `train` or `val`."""
+        return {"all": self.train if split == "train" else self.val}
+
+    def shares(self) -> Mapping[str, float]:
+        """By size."""
+        return {}
+
+    def each(self, split: str) -> Iterator[Cloud]:
+        """Every cloud of a split once, whole, in order."""
+        for scene in self.scenes(split)["all"]:
+            yield scene.cloud
+
+    def with_labels(self, share: float, seed: int) -> Self:
+        """The same features with a share of the training labels, as `keep_labels` chooses them."""
+        clouds = [held.cloud for held in self.train]
+        limited = [replace(c, points=keep_labels(c.points, share, c.names[0], seed)) for c in clouds]
+        return replace(self, train=tuple(map(Held, limited)))
+
+    def sample(self, scene: Scene, rng: np.random.Generator) -> Cloud:
+        """A whole cloud, or `rows` of its labelled points, drawn without repetition.
+
+        Raises:
+            Rejected: no point of the cloud is labelled.
+        """
+        cloud = cast(Held, scene).cloud
+        if self.whole:
+            return cloud
+        labelled = (cloud.points["label"] >= 0).nonzero().squeeze(1)
+        if not len(labelled):
+            raise Rejected("no labelled point in the cloud")
+        chosen = np.sort(rng.permutation(len(labelled))[: self.rows])
+        points = cloud.points.rows(labelled[torch.from_numpy(chosen)])
+        return Cloud(names=cloud.names, points=points, full=cloud.full.rows(torch.arange(0)))

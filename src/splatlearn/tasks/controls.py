@@ -1,0 +1,197 @@
+"""What pre-training is worth: the table of a pre-trained encoder beside its controls, and the verdict.
+
+A margin is clear when the worst pre-trained seed is above the best seed of every control, and the means differ by
+at least `OVER_RANDOM` and `OVER_RAW` points of mIoU.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from splatlearn import registry
+from splatlearn.config import to_options
+from splatlearn.encoders.base import PointEncoder
+from splatlearn.engine.checkpoint import replace_file
+from splatlearn.errors import ConfigError
+from splatlearn.tasks.base import Resolved, resolve_encoder
+from splatlearn.tasks.evaluation import Evaluation, Trial, draw, find_encoder, run_probe
+
+OVER_RANDOM = 8.0
+OVER_RAW = 3.0
+"""Least difference of the means, points of mIoU, on the rooms."""
+
+
+@dataclass(frozen=True)
+class Margin:
+    """A pre-trained encoder against its controls, linear probes with all labels, points of mIoU.
+
+    Args:
+        pretrained, random, raw: one value a seed.
+    """
+
+    pretrained: tuple[float, ...]
+    random: tuple[float, ...]
+    raw: tuple[float, ...]
+
+    @property
+    def over_random(self) -> float:
+        """Difference of the means."""
+        return fmean(self.pretrained) - fmean(self.random)
+
+    @property
+    def over_raw(self) -> float:
+        """Difference of the means."""
+        return fmean(self.pretrained) - fmean(self.raw)
+
+    @property
+    def clear(self) -> bool:
+        """Whether this is a clear margin."""
+        apart = min(self.pretrained) > max(*self.random, *self.raw)
+        return apart and self.over_random >= OVER_RANDOM and self.over_raw >= OVER_RAW
+
+    def __str__(self) -> str:
+        word = "A clear margin" if self.clear else "NOT a clear margin"
+        return (
+            f"{word}: {self.over_random:+.1f} mIoU over random (at least {OVER_RANDOM:g} wanted), "
+            f"{self.over_raw:+.1f} over raw inputs (at least {OVER_RAW:g}); worst pre-trained seed "
+            f"{min(self.pretrained):.1f}, best seed of a control {max(*self.random, *self.raw):.1f}"
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All probes of a table, and what they say.
+
+    Args:
+        evaluations: one a method, share of labels and seed.
+    """
+
+    evaluations: tuple[Evaluation, ...]
+
+    def values(self, origin: str, probe: str, labels: float, metric: str = "miou") -> tuple[float, ...]:
+        """One number a seed, by seed."""
+        chosen = [e for e in self.evaluations if (e.origin, e.probe, e.labels) == (origin, probe, labels)]
+        return tuple(e.metrics[metric] for e in sorted(chosen, key=lambda e: e.seed))
+
+    @property
+    def margin(self) -> Margin:
+        """The verdict at the largest share of labels."""
+        most = max(e.labels for e in self.evaluations if e.probe == "linear")
+        pretrained, random, raw = (self.values(origin, "linear", most) for origin in ("run", "random", "raw"))
+        return Margin(pretrained, random, raw)
+
+    @property
+    def transfer(self) -> dict[float, float]:
+        """Share of labels -> mean mIoU of fine-tuning less that of training from scratch."""
+        shares = sorted({e.labels for e in self.evaluations if e.probe == "finetune"}, reverse=True)
+        both = {s: [self.values(origin, "finetune", s) for origin in ("run", "random")] for s in shares}
+        return {s: fmean(tuned) - fmean(scratch) for s, (tuned, scratch) in both.items() if tuned and scratch}
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Plain data, one mapping a probe."""
+        return [e.to_dict() for e in self.evaluations]
+
+    def write(self, path: Path) -> None:
+        """Writes evaluations and verdict as JSON, whole or not at all."""
+        verdict = {
+            "clear": self.margin.clear,
+            "over_random": self.margin.over_random,
+            "over_raw": self.margin.over_raw,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps({"verdict": verdict, "evaluations": self.to_dicts()}, indent=2) + "\n")
+
+    def rows(self) -> list[list[str]]:
+        """Header and rows: method, share of labels, mean and values of mIoU by seed, mean of mAcc."""
+        keys = dict.fromkeys((e.labels, e.probe, e.origin) for e in self.evaluations)
+        order = list(METHODS)
+        rows = [["method", "labels", "mIoU", "by seed", "mAcc"]]
+        for labels, probe, origin in sorted(keys, key=lambda k: (-k[0], order.index((k[2], k[1])))):
+            miou, macc = (self.values(origin, probe, labels, metric) for metric in ("miou", "macc"))
+            by_seed = ", ".join(f"{value:.1f}" for value in miou)
+            mean = f"{fmean(miou):.1f}"
+            rows.append([METHODS[origin, probe], f"{100 * labels:g} %", mean, by_seed, f"{fmean(macc):.1f}"])
+        return rows
+
+    def __str__(self) -> str:
+        header, *rows = self.rows()
+        tuned = [f"Fine-tuned less from scratch at {100 * s:g} %: {d:+.1f} mIoU" for s, d in self.transfer.items()]
+        return "\n".join([draw("segmentation", header, rows), str(self.margin), *tuned])
+
+
+METHODS = {
+    ("run", "linear"): "pre-trained, frozen: linear probe",
+    ("random", "linear"): "random, frozen: linear probe",
+    ("raw", "linear"): "raw inputs: linear probe",
+    ("run", "decoder"): "pre-trained, frozen: decoder probe",
+    ("random", "decoder"): "random, frozen: decoder probe",
+    ("raw", "decoder"): "raw inputs: decoder probe",
+    ("run", "finetune"): "pre-trained, fine-tuned",
+    ("random", "finetune"): "from scratch",
+    ("raw", "finetune"): "raw inputs: linear probe, augmented",
+}
+"""(origin, probe) -> what a reader calls it, in the order of the table."""
+
+
+def compare_with_controls(
+    trial: Trial,
+    runs: Sequence[Path],
+    *,
+    seeds: int = 3,
+    labels: Sequence[float] = (1.0, 0.1),
+    finetune_labels: Sequence[float] = (0.1,),
+    tell: Callable[[str], None] = lambda text: None,
+) -> Comparison:
+    """The table: pre-trained, random and raw, frozen, with linear probes; fine-tuned and from scratch.
+
+    Width, steps and every other setting are the same for all. The clouds of `val` are the same for every seed; a
+    seed changes new weights, the order of samples, and which labels are kept.
+
+    Args:
+        trial: the task and its settings; its `probe`, `labels` and `seed` are replaced.
+        runs: pre-trained runs of one kind of encoder; seed i takes the run i, round and round.
+        seeds: number of seeds, from `trial.seed` on.
+        labels: shares of the labels for the linear probes.
+        finetune_labels: shares of the labels for fine-tuning and training from scratch.
+        tell: gets a line when something begins.
+
+    Raises:
+        ConfigError: the runs hold different encoders.
+    """
+    like = _one_kind(runs)
+    random = f"random:{like.name}", to_options(like.config)
+    found: list[Evaluation] = []
+    cache: dict[str, Any] = {}
+    for number in range(trial.seed, trial.seed + seeds):
+        run = str(runs[number % len(runs)])
+        frozen = replace(trial, probe="linear", seed=number)
+        for name, options in ((run, None), random, ("raw", None)):
+            tell(f"seed {number}: linear probe of {name}")
+            resolved, held = cache.get(name) or _held(frozen, name, options)
+            if resolved.origin != "random":
+                cache[name] = resolved, held
+            found += [run_probe(replace(frozen, labels=s), resolved, name, held=held) for s in labels]
+        for share in finetune_labels:
+            tuned = replace(trial, probe="finetune", seed=number, labels=share)
+            for name, options in ((run, None), random):
+                tell(f"seed {number}: training everything from {name}, {100 * share:g} % of the labels")
+                found.append(run_probe(tuned, find_encoder(tuned, name, options), name))
+    return Comparison(tuple(found))
+
+
+def _held(trial: Trial, name: str, options: Mapping[str, Any] | None) -> tuple[Resolved, Any]:
+    resolved = find_encoder(trial, name, options)
+    return resolved, registry.tasks.family(trial.task).cls.hold(trial.config, resolved.encoder, trial.source)
+
+
+def _one_kind(runs: Iterable[Path]) -> PointEncoder:
+    encoders = [resolve_encoder(str(run)).encoder for run in runs]
+    if not encoders:
+        raise ConfigError("no run to compare with its controls")
+    kinds = {(e.name, json.dumps(to_options(e.config), sort_keys=True)) for e in encoders}
+    if len(kinds) > 1:
+        raise ConfigError(f"the runs hold different encoders: {', '.join(sorted(name for name, _ in kinds))}")
+    return encoders[0]

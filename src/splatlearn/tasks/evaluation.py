@@ -1,0 +1,203 @@
+"""One probe of one encoder: what is run, and what comes out."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from splatlearn import registry
+from splatlearn.config import configure, merge
+from splatlearn.data.scene import Source
+from splatlearn.engine.checkpoint import replace_file, versions
+from splatlearn.engine.config import TrainConfig
+from splatlearn.engine.loop import train
+from splatlearn.tasks.base import (
+    ProbeName,
+    Resolved,
+    calibrate,
+    device_of,
+    pick_device,
+    resolve_encoder,
+    seeded,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One probe's result.
+
+    Args:
+        task: name of the task.
+        probe: `linear`, `decoder`, `finetune`.
+        metrics: `miou`, `macc`, `accuracy`... in percent.
+        per_class: IoU of each class that occurs, in percent.
+        encoder: as it was named.
+        origin: `run` (pre-trained), `random` or `raw`.
+        data: name or path of the data.
+        labels: share of the training labels.
+        steps: optimiser steps.
+        seed: of new weights, order and the choice of labels.
+        options: settings that were changed, by part.
+        versions: of what the result depends on.
+    """
+
+    task: str
+    probe: str
+    metrics: Mapping[str, float]
+    per_class: Mapping[str, float]
+    encoder: str
+    origin: str
+    data: str
+    labels: float
+    steps: int
+    seed: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as `--json` writes it."""
+        return json.loads(json.dumps(self.__dict__, default=str))
+
+    def write(self, path: Path) -> None:
+        """Writes the JSON file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(self.to_dict(), indent=2) + "\n")
+
+    def __str__(self) -> str:
+        rows = [[name, f"{value:.1f}"] for name, value in {**self.metrics, **self.per_class}.items()]
+        what = f"{self.task}, {self.probe} probe of {self.encoder} on {self.data}"
+        title = f"{what}, {100 * self.labels:g} % of the labels"
+        return draw(title, ["", "%"], rows, lines_after={len(self.metrics)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a probe is run with.
+
+    Args:
+        task: `family` or `family.preset`.
+        source: labelled data.
+        probe: what is trained.
+        labels: share of the training labels.
+        steps: optimiser steps; 0 takes the task's.
+        seed: of new weights, order and the choice of labels.
+        task_options: options of the task's config.
+        train_options: options of the loop, over the task's own.
+    """
+
+    task: str
+    source: Source
+    probe: ProbeName = "linear"
+    labels: float = 1.0
+    steps: int = 0
+    seed: int = 0
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    train_options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Any:
+        """The task's config."""
+        return registry.tasks.config(self.task, self.task_options, where="--task")
+
+    def training(self) -> TrainConfig:
+        """The loop's config."""
+        given = {"steps": self.steps} if self.steps else {}
+        own = registry.tasks.family(self.task).cls.training(self.config, self.probe)
+        options = merge(merge(own, self.train_options), {**given, "seed": self.seed})
+        return configure(TrainConfig, options, "--train")
+
+
+def find_encoder(trial: Trial, name: str, options: Mapping[str, Any] | None = None) -> Resolved:
+    """The encoder of that name on the training device; a random one that stays frozen is calibrated."""
+    family = registry.tasks.family(trial.task)
+    resolved = resolve_encoder(name, options, available=family.cls.available(trial.source), seed=trial.seed)
+    encoder = resolved.encoder.to(pick_device(trial.training().device))
+    if resolved.origin == "random" and trial.probe != "finetune":
+        batches = family.cls.unlabelled(trial.config, encoder, trial.source, trial.seed)
+        calibrate(encoder, (points.to(device_of(encoder)) for points in batches))
+    return resolved
+
+
+def run_probe(
+    trial: Trial,
+    resolved: Resolved,
+    name: str,
+    *,
+    held: Any = None,
+    run: Path | None = None,
+    show: bool = False,
+    encoder_options: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Trains the probe and evaluates it on all of the split `val`.
+
+    Args:
+        trial: what to do.
+        resolved: the encoder; `finetune` changes its weights.
+        name: of the encoder, for the record.
+        held: frozen features computed before by the same encoder.
+        run: folder to keep; by default a temporary one.
+        show: progress on standard error.
+        encoder_options: options that the encoder was made with, for the record.
+    """
+    family, config = registry.tasks.family(trial.task), trial.training()
+    with seeded(trial.seed):
+        task = family.cls(
+            trial.config,
+            encoder=resolved.encoder,
+            source=trial.source,
+            probe=trial.probe,
+            labels=trial.labels,
+            seed=trial.seed,
+            held=held,
+        )
+    options = {
+        "task": dict(trial.task_options),
+        "train": dict(trial.train_options),
+        "data": dict(trial.source.options),
+        "encoder": dict(encoder_options or {}),
+    }
+    settings = {
+        "task": trial.task,
+        "probe": trial.probe,
+        "labels": trial.labels,
+        "encoder": name,
+        "data": trial.source.name,
+        "options": options,
+        "seed": trial.seed,
+    }
+    with TemporaryDirectory() as temporary:
+        summary = train(task, config, run or Path(temporary) / "run", settings=settings, show=show)
+    numbers = summary.metrics
+    return Evaluation(
+        task=trial.task.partition(".")[0],
+        probe=trial.probe,
+        metrics={key: value for key, value in numbers.items() if "/" not in key},
+        per_class={key.partition("/")[2]: value for key, value in numbers.items() if key.startswith("iou/")},
+        encoder=name,
+        origin=resolved.origin,
+        data=trial.source.name,
+        labels=trial.labels,
+        steps=config.steps,
+        seed=trial.seed,
+        options={part: values for part, values in options.items() if values},
+        versions=versions(),
+    )
+
+
+def draw(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], lines_after: Iterable[int] = ()) -> str:
+    """A table as text under its title, first column left, the others right."""
+    from io import StringIO
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table, breaks = Table(), set(lines_after)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for number, row in enumerate(rows, 1):
+        table.add_row(*row, end_section=number in breaks)
+    buffer = StringIO()
+    Console(file=buffer, width=120).print(table)
+    return f"{title}\n{buffer.getvalue().rstrip()}"

@@ -1,0 +1,293 @@
+"""Semantic segmentation of points: a class for every point of a labelled cloud.
+
+Legend: N points of the cloud, M kept points (one a voxel), C channels, K classes.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex, MulticlassStatScores
+
+from splatlearn.data.sampling import crop_nearest
+from splatlearn.data.scene import Source
+from splatlearn.encoders.base import PointEncoder
+from splatlearn.engine.trainable import Progress, Step
+from splatlearn.errors import BadData, ConfigError
+from splatlearn.losses.segmentation import cross_entropy, lovasz_softmax
+from splatlearn.registry import tasks
+from splatlearn.structures import Points
+from splatlearn.tasks.base import Levels, ProbeName, Task, check_inputs, chosen_levels, dense
+from splatlearn.tasks.clouds import IGNORE, Cloud, CloudData, Held, HeldData
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationConfig:
+    """Settings of semantic segmentation.
+
+    Args:
+        voxel: clouds are thinned to one point a voxel of this edge, metres; every point of the cloud then gets the
+            class of the one that stands for it (Pointcept's ScanNet recipes: 0.02). 0 keeps every point.
+        crop: most points of a training sample when the encoder trains.
+        rows: points of a cloud in a training sample when features are frozen.
+        levels: levels of a frozen encoder that the head sees (Sonata: all); a trained one shows its finest.
+        lovasz: weight of the Lovasz loss beside cross-entropy (Sonata's probes: 1).
+        steps: optimiser steps of a probe on frozen features.
+        batch: clouds a step of such a probe.
+        learning_rate: peak of such a probe.
+        finetune_steps: optimiser steps when the encoder trains.
+        finetune_batch: crops a step when the encoder trains.
+        finetune_learning_rate: peak when the encoder trains, for pre-trained and new weights alike.
+        weight_decay: of AdamW.
+        calibration: batches without gradient that set a random encoder's batch-norm statistics.
+        memory: GiB that the features of frozen encoders may take; where they need more, the encoder runs at every
+            step, on crops.
+    """
+
+    voxel: float = 0.02
+    crop: int = 20000
+    rows: int = 4096
+    levels: Levels = "all"
+    lovasz: float = 0.0
+    steps: int = 600
+    batch: int = 4
+    learning_rate: float = 5e-3
+    finetune_steps: int = 400
+    finetune_batch: int = 4
+    finetune_learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    calibration: int = 50
+    memory: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "rows", "steps", "batch", "finetune_steps", "finetune_batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: at least 1 is needed, got {getattr(self, name)}")
+        if self.voxel < 0:
+            raise ConfigError(f"voxel: zero or more is needed, got {self.voxel}")
+
+
+@tasks.register(
+    "segmentation",
+    SegmentationConfig,
+    {
+        "small": {},
+        "tiny": {"voxel": 0.05, "crop": 6000, "steps": 300, "finetune_steps": 100, "finetune_batch": 2},
+    },
+)
+class Segmentation(Task[Cloud]):
+    """Semantic classes of points.
+
+    Frozen features do not change, so they are computed once for every cloud and the probe trains on random points
+    of them, `config.memory` permitting. Only what trains the encoder is augmented.
+
+    Args:
+        config: settings.
+        encoder: the network under test; already calibrated where it is random.
+        source: labelled clouds.
+        probe: what is trained.
+        labels: share of the labelled points of each training cloud that is used.
+        seed: chooses them.
+        held: features computed before, for a frozen encoder; computed here where it is left out.
+
+    Raises:
+        UserError: the clouds lack labels or inputs of the encoder, or labels lie outside the classes.
+    """
+
+    data: CloudData | HeldData
+    validation: CloudData | HeldData
+
+    def __init__(
+        self,
+        config: SegmentationConfig,
+        *,
+        encoder: PointEncoder,
+        source: Source,
+        probe: ProbeName = "linear",
+        labels: float = 1.0,
+        seed: int = 0,
+        held: HeldData | None = None,
+    ) -> None:
+        clouds = cloud_data(config, encoder, source, labels, seed)
+        classes = class_names(clouds)
+        frozen = probe != "finetune"
+        super().__init__(encoder, probe, len(classes), config.levels if frozen else "finest")
+        self.config, self.classes = config, classes
+        if frozen and held is None:
+            held = self.hold(config, encoder, source)
+        if frozen and held is not None:
+            self.data, self.validation = held.with_labels(labels, seed), replace(held, whole=True)
+        else:
+            self.data = replace(clouds, crop=config.crop, augment=not frozen)
+            self.validation = replace(clouds, whole=True)
+
+    @classmethod
+    def training(cls, config: SegmentationConfig, probe: ProbeName) -> dict[str, Any]:
+        """AdamW with one cycle (Sonata's probes), the encoder and its head at one rate."""
+        full = probe == "finetune"
+        return {
+            "steps": config.finetune_steps if full else config.steps,
+            "batch": config.finetune_batch if full else config.batch,
+            "learning_rate": config.finetune_learning_rate if full else config.learning_rate,
+            "weight_decay": config.weight_decay,
+            "schedule": "one-cycle",
+            "warmup": 0.1,
+        }
+
+    @classmethod
+    def available(cls, source: Source) -> tuple[str, ...]:
+        """What the first training cloud carries."""
+        scenes = CloudData(source=source).scenes("train")["all"]
+        return tuple(scenes[0].points().attributes) if scenes else ()
+
+    @classmethod
+    def unlabelled(
+        cls, config: SegmentationConfig, encoder: PointEncoder, source: Source, seed: int
+    ) -> Iterator[Points]:
+        """`config.calibration` crops, cloud after cloud."""
+        data = cloud_data(config, encoder, source)
+        scenes = data.scenes("train")["all"]
+        for number in range(config.calibration):
+            points = data.thin(scenes[number % len(scenes)]).points
+            yield crop_nearest(points, config.crop, np.random.default_rng([seed, number]))
+
+    @classmethod
+    def hold(cls, config: SegmentationConfig, encoder: PointEncoder, source: Source) -> HeldData | None:
+        """Every cloud with the attribute `feature` (M C), on the host; None where `config.memory` would not do.
+
+        The size is judged by the first cloud.
+        """
+        data = cloud_data(config, encoder, source)
+        levels = chosen_levels(encoder, config.levels)
+        counts = [len(data.scenes(split)["all"]) for split in ("train", "val")]
+        points = len(next(data.each("train")).points)
+        width = sum(encoder.channels[level] for level in levels)
+        if sum(counts) * points * width * 4 > config.memory * 2**30:
+            return None
+        return hold_features(encoder, data, levels, config.rows)
+
+    def forward(self, batch: Cloud, progress: Progress) -> Step:
+        """Cross-entropy over the labelled points, and Lovasz where it has a weight."""
+        logits, label = self.probe(self.features(batch.points)), batch.points["label"]
+        losses = {"cross_entropy": cross_entropy(logits, label)}
+        if self.config.lovasz:
+            losses["lovasz"] = self.config.lovasz * lovasz_softmax(logits, label)
+        return Step(losses)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Cloud]) -> dict[str, float]:
+        """`miou`, `macc` and `accuracy` in percent over all labelled points of the clouds, each predicted once, and
+        `iou/CLASS`. The means are over the classes that occur in the labels."""
+        scores = Scores(len(self.classes))
+        for batch in batches:
+            scores.update(self.predict(batch), batch.full["label"])
+        return scores.compute(self.classes)
+
+    @torch.no_grad()
+    def predict(self, batch: Cloud) -> Tensor:
+        """(N) int64, the class of every point of the clouds."""
+        prediction = self.probe(self.features(batch.points)).argmax(1)
+        starts = torch.tensor(batch.points.offsets[:-1], device=prediction.device)
+        return prediction[batch.full["kept"] + starts[batch.full.item]]
+
+
+class Scores:
+    """Sums over clouds, and the numbers of a table from them.
+
+    Args:
+        classes: K.
+    """
+
+    def __init__(self, classes: int) -> None:
+        each_class = {"num_classes": classes, "average": None, "ignore_index": IGNORE}
+        self.metrics = MetricCollection(
+            {
+                "iou": MulticlassJaccardIndex(**each_class),
+                "recall": MulticlassAccuracy(**each_class),
+                "accuracy": MulticlassAccuracy(classes, average="micro", ignore_index=IGNORE),
+                "counts": MulticlassStatScores(**each_class),
+            }
+        )
+
+    def update(self, prediction: Tensor, label: Tensor) -> None:
+        """Adds points: (N) predicted classes and (N) labels."""
+        self.metrics.to(prediction.device).update(prediction, label)
+
+    def compute(self, names: Sequence[str]) -> dict[str, float]:
+        """The numbers of `Segmentation.evaluate`.
+
+        Raises:
+            BadData: no point was labelled.
+        """
+        values = self.metrics.compute()
+        occurs = values["counts"][:, 4] > 0
+        if not bool(occurs.any()):
+            raise BadData("segmentation: no point of the validation clouds is labelled")
+        numbers = {
+            "miou": values["iou"][occurs].mean(),
+            "macc": values["recall"][occurs].mean(),
+            "accuracy": values["accuracy"],
+        }
+        numbers |= {f"iou/{name}": iou for name, iou, there in zip(names, values["iou"], occurs) if there}
+        return {name: 100 * float(value) for name, value in numbers.items()}
+
+
+def cloud_data(
+    config: SegmentationConfig, encoder: PointEncoder, source: Source, labels: float = 1.0, seed: int = 0
+) -> CloudData:
+    """The clouds with what the encoder takes.
+
+    Raises:
+        UserError: the first cloud of a split lacks labels or inputs.
+    """
+    data = CloudData(
+        source=source,
+        attributes=encoder.config.inputs,
+        voxel=config.voxel,
+        labels=labels,
+        seed=seed,
+        classes=len(source.reader().classes),
+    )
+    for split in ("train", "val"):
+        scenes = [scene for group in data.scenes(split).values() for scene in group]
+        if not scenes:
+            raise BadData(f"--data {source.name}: segmentation needs clouds to train on and others to validate on")
+        points = scenes[0].points()
+        check_inputs(encoder, points, f"{source.name} ({scenes[0].name})", scenes[0].up)
+        if "label" not in points:
+            raise BadData(f"--data {source.name}: {scenes[0].name} has no labels, which segmentation needs")
+    return data
+
+
+def class_names(data: CloudData) -> tuple[str, ...]:
+    """The reader's names; where it has none, `class 0`... up to the highest label of any cloud."""
+    names = tuple(data.source.reader().classes)
+    if names:
+        return names
+    highest = max(int(cloud.full["label"].max()) for split in ("train", "val") for cloud in data.each(split))
+    return tuple(f"class {number}" for number in range(max(highest, 0) + 1))
+
+
+def hold_features(encoder: PointEncoder, data: CloudData, levels: Sequence[int], rows: int) -> HeldData:
+    """Every cloud with the attribute `feature` (M C) of a frozen encoder, in memory on the host; all labels.
+
+    Args:
+        encoder: in eval mode from here on.
+        data: the clouds.
+        levels: of the encoder.
+        rows: most points of a training sample.
+    """
+    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    encoder.eval()
+
+    def held(cloud: Cloud) -> Held:
+        feature = dense(encoder, cloud.points.to(device), levels).to(cloud.points.device)
+        attributes = {"label": cloud.points["label"], "feature": feature}
+        return Held(replace(cloud, points=replace(cloud.points, attributes=attributes)))
+
+    train, val = (tuple(map(held, data.each(split))) for split in ("train", "val"))
+    return HeldData(train=train, val=val, rows=rows)

@@ -1,0 +1,428 @@
+"""`check`: what data holds, and what is wrong with it, before any training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from splatlearn.data.scene import Scene
+
+FEW_OVERLAP = 0.3
+"""Below this mean share seen by both views of a pair, there is little to learn from a pair (our default)."""
+_SHOWN_NAMES = 6
+_OVERLAPS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsReport:
+    """Posed frames of a scene, every one decoded.
+
+    Args:
+        count: usable views.
+        native: width and height on disk.
+        field_of_view: horizontal and vertical, degrees.
+        path: metres from the first camera to the last, along the views.
+        depth_share: of the pixels have depth.
+        depth: metres, 1st, 50th and 99th percentile; empty without depth.
+        overlap: least and mean share of a view that its partner at the gap sees with the same depth; empty
+            without depth or pairs.
+        pairs: pairs at the gap.
+    """
+
+    count: int
+    native: tuple[int, int]
+    field_of_view: tuple[float, float]
+    path: float
+    depth_share: float
+    depth: tuple[float, ...]
+    overlap: tuple[float, ...]
+    pairs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsReport:
+    """The cloud of a scene.
+
+    Args:
+        count: points.
+        extent: metres along x, y, z.
+        attributes: on disk.
+        missing: of color, normal, label, instance.
+        not_finite: attribute -> rows with NaN or infinity.
+        labels: class id -> points; -1 is ignored.
+        boxes: oriented boxes.
+    """
+
+    count: int
+    extent: tuple[float, float, float]
+    attributes: tuple[str, ...]
+    missing: tuple[str, ...]
+    not_finite: Mapping[str, int]
+    labels: Mapping[int, int]
+    boxes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneReport:
+    """One scene; `views` or `points` is None where the scene has none."""
+
+    name: str
+    split: str
+    up: str
+    metric: str
+    notes: tuple[str, ...]
+    views: ViewsReport | None
+    points: PointsReport | None
+    skipped: Mapping[str, tuple[str, ...]]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What `check` found; `str()` of it is a table, `to_dict()` is what `--json` writes.
+
+    Args:
+        data: as given.
+        reader: that read it.
+        classes: names of the class ids.
+        gap: raw frames between the views whose overlap was measured.
+        scenes: by name.
+        skipped: whole scenes that were left out: reason -> names.
+    """
+
+    data: str
+    reader: str
+    classes: tuple[str, ...]
+    gap: int
+    scenes: tuple[SceneReport, ...]
+    skipped: Mapping[str, tuple[str, ...]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they go into JSON."""
+        return asdict(self)
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+
+        head = f"{self.data}: reader {self.reader}, {len(self.scenes)} scene(s)"
+        tables = [make(self.scenes) for make in (_views_table, _points_table)]
+        parts = [head, *(t for t in tables if t.row_count), *_label_lines(self), *_remarks(self)]
+        return Group(*parts)
+
+    def __str__(self) -> str:
+        from io import StringIO
+
+        from rich.console import Console
+
+        console = Console(file=StringIO(), width=118, highlight=False, markup=False)
+        console.print(self)
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+
+
+def check(
+    data: str,
+    *,
+    data_options: Mapping[str, Any] | None = None,
+    size: tuple[int, int] = (160, 120),
+    gap: int = 5,
+    json: Path | None = None,
+) -> CheckReport:
+    """Counts, sizes, units, axes, up, depth, missing fields, broken files: read everything before any training.
+
+    Every image is decoded and every cloud is read, so that broken files show now and not in the middle of a run.
+
+    Args:
+        data: a world's name, or a folder or file.
+        data_options: options of its reader.
+        size: width and height at which depth and overlap are measured.
+        gap: raw frames between the views of a pair.
+        json: also write the report to this file.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: the data cannot be used at all; the message says why.
+    """
+    from splatlearn.data.scene import Source
+    from splatlearn.errors import BadData
+
+    source = Source(name=data, options=data_options or {})
+    reader, scenes = source.reader(), source.scenes()
+    reports = tuple(_check_scene(scene, size, gap, len(reader.classes)) for scene in scenes)
+    if not any(report.views or report.points for report in reports):
+        reasons = Counter(reason for report in reports for reason in report.skipped)
+        why = "; ".join(reason for reason, _ in reasons.most_common(4)) or "neither two views nor a cloud"
+        raise BadData(f"--data {data}: no scene can be used: {why}")
+    report = CheckReport(
+        data=data,
+        reader=type(reader).__module__.split(".")[2] if _is_ours(reader) else type(reader).__name__,
+        classes=tuple(reader.classes),
+        gap=gap,
+        scenes=reports,
+        skipped=_by_reason(reader.skipped),
+    )
+    if json is not None:
+        _write(json, report)
+    return report
+
+
+def _check_scene(scene: Scene, size: tuple[int, int], gap: int, classes: int) -> SceneReport:
+    broken: list[tuple[str, str]] = []
+    views = _check_views(scene, size, gap, broken) if len(scene.cameras) else None
+    points = _check_points(scene)
+    return SceneReport(
+        name=scene.name,
+        split=scene.split,
+        up=scene.up,
+        metric=scene.metric,
+        notes=scene.notes,
+        views=views,
+        points=points,
+        skipped=_by_reason([*scene.skipped, *broken]),
+        warnings=(*_scene_warnings(scene), *_view_warnings(views, gap), *_point_warnings(points, classes)),
+    )
+
+
+def _check_views(
+    scene: Scene, size: tuple[int, int], gap: int, broken: list[tuple[str, str]]
+) -> ViewsReport | None:
+    import numpy as np
+
+    cameras = scene.cameras
+    depths = _decode_all(scene, size, broken)
+    if len(depths) < 2:
+        return None
+    sample = np.concatenate([depth.ravel()[::7] for depth in depths.values() if depth is not None] or [[]])
+    valid = sample[sample > 0]
+    focal = cameras.intrinsics[:, [0, 1], [0, 1]].double().numpy().mean(0)
+    angles = 2 * np.degrees(np.arctan(np.array([cameras.width, cameras.height]) / 2 / focal))
+    found, pairs = _overlaps(scene, sorted(depths), size, gap)
+    return ViewsReport(
+        count=len(depths),
+        native=(cameras.width, cameras.height),
+        field_of_view=(round(float(angles[0]), 1), round(float(angles[1]), 1)),
+        path=round(float(cameras.centers.diff(dim=0).norm(dim=1).sum()), 2),
+        depth_share=round(len(valid) / max(len(sample), 1), 3),
+        depth=_rounded(np.percentile(valid, [1, 50, 99])) if len(valid) else (),
+        overlap=_rounded([min(found), sum(found) / len(found)]) if found else (),
+        pairs=pairs,
+    )
+
+
+def _decode_all(scene: Scene, size: tuple[int, int], broken: list[tuple[str, str]]) -> dict[int, Any]:
+    """View -> depth (H W) or None; views that cannot be decoded are added to `broken`."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from splatlearn.data.scene import Rejected
+
+    def read(view: int) -> Any:
+        try:
+            frames = scene.frames([view], size)
+        except Rejected as error:
+            return error
+        return frames["depth"][0].numpy() if "depth" in frames else None
+
+    # Decoding leaves Python's lock, so threads help; eight keep a slow disk busy.
+    with ThreadPoolExecutor(8) as pool:
+        read_views = list(pool.map(read, range(len(scene.cameras))))
+    for error in read_views:
+        if isinstance(error, Rejected):
+            name, _, reason = str(error).removeprefix(f"{scene.name}: ").partition(": ")
+            broken.append((name, reason))
+    return {view: value for view, value in enumerate(read_views) if not isinstance(value, Rejected)}
+
+
+def _overlaps(scene: Scene, views: list[int], size: tuple[int, int], gap: int) -> tuple[list[float], int]:
+    """Overlap of some pairs spread over the recording, and the number of pairs."""
+    import numpy as np
+    import torch
+
+    from splatlearn.data.sampling import overlap, pairs
+    from splatlearn.errors import BadData
+
+    try:
+        groups = pairs(scene.cameras.rows(torch.tensor(views)), gap)
+    except BadData:
+        return [], 0
+    chosen = np.unique(np.linspace(0, len(groups) - 1, min(_OVERLAPS, len(groups))).round().astype(int))
+    found = []
+    for a, b in groups[chosen]:
+        frames = scene.frames([views[a], views[b]], size)
+        if "depth" in frames:
+            found.append(overlap(frames, 0, 1))
+    return found, len(groups)
+
+
+def _check_points(scene: Scene) -> PointsReport | None:
+    import torch
+
+    from splatlearn.errors import MissingData
+
+    try:
+        points = scene.points()
+    except MissingData:
+        return None
+    try:
+        boxes = len(scene.boxes())
+    except MissingData:
+        boxes = 0
+    rows = {"xyz": points.xyz, **points.attributes}
+    bad = {name: int((~torch.isfinite(v).flatten(1).all(1)).sum()) for name, v in rows.items() if v.ndim > 1}
+    labels = points["label"].unique(return_counts=True) if "label" in points else ([], [])
+    x, y, z = _rounded((points.xyz.amax(0) - points.xyz.amin(0)).tolist())
+    return PointsReport(
+        count=len(points),
+        extent=(x, y, z),
+        attributes=tuple(sorted(points.attributes)),
+        missing=tuple(name for name in ("color", "normal", "label", "instance") if name not in points),
+        not_finite={name: count for name, count in bad.items() if count},
+        labels={int(label): int(count) for label, count in zip(*labels)},
+        boxes=boxes,
+    )
+
+
+def _scene_warnings(scene: Scene) -> Iterable[str]:
+    if scene.up == "unknown":
+        yield "up is unknown: recipes that need gravity will refuse; give --data.up x,y,z or --data.up estimate"
+    if scene.metric == "unknown":
+        yield "the scale is unknown: recipes that need metres will refuse"
+
+
+def _view_warnings(views: ViewsReport | None, gap: int) -> Iterable[str]:
+    if views is None:
+        return
+    if not views.depth:
+        yield "no depth: recipes that back-project frames cannot use this"
+    elif not 0.1 < views.depth[1] < 30:
+        yield f"median depth is {views.depth[1]:g} m: is --data.depth_scale (metres per unit) right?"
+    if not all(15 < angle < 140 for angle in views.field_of_view):
+        yield f"fields of view are {views.field_of_view} degrees: do the intrinsics belong to {views.native}?"
+    if not views.pairs:
+        yield f"no two views about {gap} raw frames apart: choose another gap"
+    elif views.overlap and views.overlap[1] < FEW_OVERLAP:
+        yield (
+            f"views {gap} raw frames apart share {views.overlap[1]:.0%} only: a smaller gap, or poses that are not "
+            "camera-to-world with x right, y down, z forward"
+        )
+
+
+def _point_warnings(points: PointsReport | None, classes: int) -> Iterable[str]:
+    if points is None:
+        return
+    for name, count in points.not_finite.items():
+        yield f"{name}: {count} rows are not finite"
+    if points.labels and set(points.labels) == {-1}:
+        yield "every label is -1: nothing to learn from"
+    if classes and points.labels and max(points.labels) >= classes:
+        yield f"class id {max(points.labels)}, but {classes} class names"
+    if max(points.extent) > 200:
+        yield f"the cloud is {max(points.extent):.0f} m long: is it in metres?"
+
+
+def _by_reason(skipped: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    reasons: dict[str, list[str]] = {}
+    for name, reason in skipped:
+        reasons.setdefault(reason, []).append(name)
+    return {reason: tuple(names) for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1]))}
+
+
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(round(float(value), 3) for value in values)
+
+
+def _is_ours(reader: object) -> bool:
+    return type(reader).__module__.startswith("splatlearn.data.")
+
+
+def _write(path: Path, report: CheckReport) -> None:
+    import json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _views_table(scenes: Iterable[SceneReport]) -> Table:
+    names = ("scene", "views", "left out", "size", "angles", "path m", "depth m, 1/50/99 %", "filled")
+    table = _table("Posed frames", *names, "overlap, least/mean", "up", "metric")
+    for scene in scenes:
+        if (v := scene.views) is not None:
+            table.add_row(
+                scene.name,
+                str(v.count),
+                str(sum(map(len, scene.skipped.values()))),
+                f"{v.native[0]}x{v.native[1]}",
+                f"{v.field_of_view[0]:.0f}x{v.field_of_view[1]:.0f}",
+                f"{v.path:g}",
+                "/".join(f"{d:.2f}" for d in v.depth) or "none",
+                f"{v.depth_share:.0%}",
+                "/".join(f"{o:.0%}" for o in v.overlap) or "none",
+                scene.up,
+                scene.metric,
+            )
+    return table
+
+
+def _points_table(scenes: Iterable[SceneReport]) -> Table:
+    table = _table(
+        "Clouds", "scene", "split", "points", "extent m", "has", "lacks", "classes", "boxes", "up", "metric"
+    )
+    for scene in scenes:
+        if (p := scene.points) is not None:
+            table.add_row(
+                scene.name,
+                scene.split,
+                f"{p.count:,}",
+                " x ".join(f"{e:.1f}" for e in p.extent),
+                " ".join(p.attributes),
+                " ".join(p.missing),
+                str(len([label for label in p.labels if label >= 0])),
+                str(p.boxes),
+                scene.up,
+                scene.metric,
+            )
+    return table
+
+
+def _label_lines(report: CheckReport) -> list[str]:
+    totals: Counter[int] = Counter()
+    for scene in report.scenes:
+        totals.update(scene.points.labels if scene.points else {})
+    every = sum(totals.values())
+    if not every:
+        return []
+    names = {-1: "ignored", **dict(enumerate(report.classes))}
+    shares = [f"{names.get(label, label)} {totals[label] / every:.1%}" for label in sorted(totals)]
+    return ["", "Labels: " + ", ".join(shares)]
+
+
+def _remarks(report: CheckReport) -> list[str]:
+    lines: list[str] = []
+    for scene in report.scenes:
+        lines += [f"{scene.name}: {note}" for note in scene.notes]
+        lines += [f"{scene.name}: warning: {warning}" for warning in scene.warnings]
+        lines += [f"{scene.name}: left out {_listed(names)}: {why}" for why, names in scene.skipped.items()]
+    lines += [f"scene left out ({_listed(names)}): {why}" for why, names in report.skipped.items()]
+    return ["", *lines] if lines else []
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return f"{len(names)} ({', '.join(names[:_SHOWN_NAMES])}{more})"

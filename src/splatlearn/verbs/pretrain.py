@@ -1,0 +1,304 @@
+"""`pretrain`: a recipe, an encoder and data, checked together and trained."""
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from splatlearn.data.scene import Source
+    from splatlearn.encoders.base import Encoder
+    from splatlearn.engine.config import TrainConfig
+    from splatlearn.engine.loop import Summary
+    from splatlearn.engine.trainable import Recipe
+
+T = TypeVar("T")
+Options = Mapping[str, Any]
+
+
+def pretrain(
+    recipe: str,
+    *,
+    run: Path,
+    preset: str = "small",
+    data: str | None = None,
+    encoder: str | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    resume: Literal["auto", "never"] = "auto",
+    data_options: Options | None = None,
+    encoder_options: Options | None = None,
+    recipe_options: Options | None = None,
+    train_options: Options | None = None,
+) -> "Summary":
+    """Pre-train an encoder without labels.
+
+    The run folder gets `config.yaml` (every setting, resolved), `log.jsonl`, `checkpoints/`, `summary.json` and
+    `report.html`. A preset gives every setting, a config file wins over it, and flags win over both.
+
+    Args:
+        recipe: how to learn: gs3.
+        run: folder of the run; one that is there is continued.
+        preset: paper, small (one consumer GPU, or an hour on a CPU), or tiny (seconds on a CPU).
+        data: rooms, or a folder of recordings; by default what the preset names.
+        encoder: sparse_unet, pointnet2, FAMILY.PRESET, or a run folder to start from its weights.
+        steps: optimiser steps; by default the preset's.
+        seed: of weights, order, masks and noise; 0 by default.
+        resume: auto continues a run folder bit for bit; never refuses one that has a checkpoint.
+        data_options: options of the data's reader: `splatlearn list readers NAME`.
+        encoder_options: options of the encoder: `splatlearn list encoders NAME`.
+        recipe_options: options of the recipe: `splatlearn list recipes NAME`.
+        train_options: options of the training loop: `splatlearn list train`.
+
+    Raises:
+        ConfigError: unknown names, unknown options and invalid values, all in one message.
+        UserError: data that cannot be used, or a run folder with other settings.
+    """
+    from splatlearn.engine.loop import train
+    from splatlearn.engine.report import preview, write_report
+
+    job = plan(
+        recipe,
+        preset=preset,
+        data=data,
+        encoder=encoder,
+        steps=steps,
+        seed=seed,
+        data_options=data_options,
+        encoder_options=encoder_options,
+        recipe_options=recipe_options,
+        train_options=train_options,
+    )
+    trainable = job.build()
+    summary = train(trainable, job.train, Path(run), resume=resume, settings=job.settings)
+    if os.environ.get("RANK", "0") == "0":
+        write_report(Path(run), preview(trainable))
+    return summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataDefaults:
+    """What a preset trains on.
+
+    Args:
+        name: of a reader.
+        options: of its config.
+    """
+
+    name: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A YAML file of settings, `presets/RECIPE/PRESET.yaml` beside the recipe's module.
+
+    Args:
+        recipe: options of the recipe's config.
+        encoders: `family.preset`; the first is the default, a bare family on the command line picks its entry.
+        data: what is trained on by default.
+        train: options of `TrainConfig`.
+    """
+
+    recipe: dict[str, Any] = field(default_factory=dict)
+    encoders: tuple[str, ...] = ()
+    data: DataDefaults = DataDefaults()
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A checked combination of recipe, encoder and data.
+
+    Args:
+        recipe: family.
+        config: the recipe's config.
+        encoder: `family.preset`, or a run folder.
+        encoder_config: None where the encoder comes from a run.
+        source: data.
+        train: the loop's config.
+        settings: all of it as a plain nested mapping, for `config.yaml`.
+    """
+
+    recipe: str
+    config: Any
+    encoder: str
+    encoder_config: Any
+    source: "Source"
+    train: "TrainConfig"
+    settings: dict[str, Any]
+
+    def build(self) -> "Recipe[Any]":
+        """The recipe with its encoder; weights depend on the seed alone. The global generator is left as it was."""
+        import torch
+
+        from splatlearn import registry
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.train.seed)
+            family = registry.recipes.family(self.recipe)
+            return family.cls(self.config, student=self._student(), source=self.source)
+
+    def _student(self) -> "Encoder":
+        from splatlearn import registry
+
+        if self.encoder_config is None:
+            from splatlearn.engine.checkpoint import load_encoder
+
+            return load_encoder(Path(self.encoder).expanduser())
+        student = registry.encoders.family(self.encoder).cls(self.encoder_config)
+        student.name = self.encoder
+        return student
+
+
+def plan(
+    recipe: str,
+    *,
+    preset: str = "small",
+    data: str | None = None,
+    encoder: str | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    data_options: Options | None = None,
+    encoder_options: Options | None = None,
+    recipe_options: Options | None = None,
+    train_options: Options | None = None,
+) -> Job:
+    """Checks a combination and resolves every setting; the arguments are those of `pretrain`.
+
+    Raises:
+        ConfigError: everything that is wrong, in one message.
+    """
+    from splatlearn import registry
+    from splatlearn.config import configure, merge, to_options
+    from splatlearn.data.scene import Source
+    from splatlearn.engine.config import TrainConfig
+    from splatlearn.errors import ConfigError
+
+    defaults, problems = read_preset(f"{recipe}.{preset}"), _Problems()
+    given = {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
+    train = merge(merge(defaults.train, train_options or {}), given)
+    name = problems.catch(lambda: pick_encoder(encoder, defaults.encoders)) or ""
+    source = Source(
+        name=data or defaults.data.name,
+        options=merge({} if data else defaults.data.options, data_options or {}),
+    )
+    if not source.name:
+        problems.lines.append(f"--data: preset {preset!r} of {recipe} names none; give one")
+    else:
+        problems.catch(source.reader)
+    options = merge(defaults.recipe, recipe_options or {})
+    config = problems.catch(lambda: registry.recipes.config(recipe, options, where="--recipe"))
+    encoder_config = problems.catch(lambda: _encoder_config(name, encoder_options)) if name else None
+    train_config = problems.catch(lambda: configure(TrainConfig, train, "--train"))
+    if problems.lines or train_config is None:
+        raise ConfigError("\n".join(problems.lines))
+    settings = {
+        "recipe": recipe,
+        "preset": preset,
+        "recipe_options": to_options(config),
+        "encoder": {"name": name, "options": to_options(encoder_config) if encoder_config else {}},
+        "data": {"name": source.name, "options": dict(source.options)},
+        "train": to_options(train_config),
+        "seed": train_config.seed,
+    }
+    return Job(
+        recipe=recipe,
+        config=config,
+        encoder=name,
+        encoder_config=encoder_config,
+        source=source,
+        train=train_config,
+        settings=settings,
+    )
+
+
+def read_preset(name: str) -> Preset:
+    """The preset of `recipe` (its first) or `recipe.preset`.
+
+    A recipe without YAML files registers the options of its config instead, and has no default encoder and data.
+
+    Raises:
+        ConfigError: no such recipe or preset, or a file that does not fit `Preset`.
+    """
+    import yaml
+
+    from splatlearn import registry
+    from splatlearn.config import configure
+    from splatlearn.errors import ConfigError, nearest
+
+    family = registry.recipes.family(name)
+    preset = name.partition(".")[2] or next(iter(family.presets))
+    if preset not in family.presets:
+        raise ConfigError(
+            f"--preset {preset}: {family.name} has none of that name{nearest(preset, family.presets)} "
+            f"(known: {', '.join(family.presets)})"
+        )
+    file = preset_folder(family.cls) / family.name / f"{preset}.yaml"
+    if not file.exists():
+        return Preset(recipe=dict(family.presets[preset]))
+    return configure(Preset, yaml.safe_load(file.read_text()) or {}, f"preset {family.name}.{preset}")
+
+
+def preset_folder(recipe: type) -> Path:
+    """Where the YAML presets of a recipe lie: `presets` beside the module of its class."""
+    return Path(inspect.getfile(recipe)).with_name("presets")
+
+
+def pick_encoder(asked: str | None, offered: tuple[str, ...]) -> str:
+    """`family.preset` of what was asked for, or a run folder.
+
+    Args:
+        asked: family, family.preset, run folder, or None for the first of `offered`.
+        offered: the preset's `family.preset` names.
+
+    Raises:
+        ConfigError: nothing asked for and nothing offered, or no such encoder.
+    """
+    from splatlearn import registry
+    from splatlearn.errors import ConfigError, nearest
+
+    if not asked and not offered:
+        raise ConfigError("--encoder: the preset names none; give one")
+    name = (asked or offered[0]).removeprefix("random:")
+    if name.partition(".")[0] not in registry.encoders.families():
+        if Path(name).expanduser().is_dir():
+            return name
+        known = registry.encoders.families()
+        raise ConfigError(
+            f"--encoder {name}: no such encoder or run folder{nearest(name, known)} (known: {', '.join(known)})"
+        )
+    if "." in name:
+        return name
+    first = f"{name}.{registry.encoders.presets(name)[0]}"
+    return next((entry for entry in offered if entry.partition(".")[0] == name), first)
+
+
+def _encoder_config(name: str, options: Options | None) -> Any:
+    """The encoder's config; None for a run folder, which has its own."""
+    from splatlearn import registry
+    from splatlearn.errors import ConfigError
+
+    if name.partition(".")[0] in registry.encoders.families():
+        return registry.encoders.config(name, options, where="--encoder")
+    if options:
+        raise ConfigError(f"--encoder {name}: a run's encoder takes no options, got {', '.join(options)}")
+    return None
+
+
+class _Problems:
+    """Messages of user errors, gathered so that they are told together."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def catch(self, make: Callable[[], T]) -> T | None:
+        from splatlearn.errors import UserError
+
+        try:
+            return make()
+        except UserError as error:
+            self.lines.append(str(error))
+            return None

@@ -1,0 +1,120 @@
+"""Weights: strict loading, one error for everything, published axis orders."""
+
+import pytest
+import torch
+from torch import nn
+
+from splatlearn.encoders.weights import (
+    LAYOUTS,
+    load_weights,
+    match_keys,
+    minkowski_kernel,
+    minkowski_pointwise,
+    read_metadata,
+    save_weights,
+    spconv_kernel,
+    spconv_pointwise,
+)
+from splatlearn.errors import BadData, ConfigError, UserError
+from splatlearn.registry import encoders
+
+
+def _network():
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def test_saved_weights_come_back_with_their_metadata(tmp_path):
+    first, second, path = _network(), _network(), tmp_path / "weights.safetensors"
+    save_weights(first, path, {"inputs": "color"})
+    report = load_weights(second, path)
+    assert report.complete and len(report.loaded) == 7
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+    assert read_metadata(path) == {"inputs": "color"}
+
+
+def test_everything_that_does_not_fit_is_in_one_error():
+    network = _network()
+    state = network.state_dict()
+    before = network[0].weight.clone()
+    del state["1.bias"]
+    state["2.weight"] = torch.zeros(1)
+    state["0.weight"] = torch.zeros(4, 5)
+    with pytest.raises(UserError) as caught:
+        load_weights(network, state)
+    for part in ("missing: 1.bias", "unexpected: 2.weight", "0.weight: (4, 5) found, (4, 3) expected"):
+        assert part in str(caught.value)
+    assert torch.equal(network[0].weight, before)
+
+
+def test_unreadable_files_and_unknown_layouts(tmp_path):
+    with pytest.raises(BadData, match="not a readable safetensors file"):
+        load_weights(_network(), tmp_path / "absent.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"junk")
+    with pytest.raises(BadData, match=r"broken\.safetensors"):
+        load_weights(_network(), tmp_path / "broken.safetensors")
+    with pytest.raises(BadData, match=r"broken\.safetensors"):
+        read_metadata(tmp_path / "broken.safetensors")
+    with pytest.raises(ConfigError, match="did you mean 'spunet'"):
+        match_keys(_network(), {}, "spnet")
+
+
+def test_spconv_axes():
+    published = torch.randn(4, 2, 2, 2, 3)
+    ours = spconv_kernel(published)
+    assert torch.equal(ours[1 * 4 + 0 * 2 + 1], published[:, 1, 0, 1, :].t())
+    pointwise = torch.randn(4, 1, 1, 1, 3)
+    rows = torch.randn(5, 3)
+    assert torch.equal(rows @ spconv_pointwise(pointwise).t(), rows @ pointwise.reshape(3, 4))
+
+
+def test_minkowski_axes():
+    published = torch.randn(27, 3, 4)
+    x, y, z = 2, 0, 1
+    assert torch.equal(minkowski_kernel(published)[x * 9 + y * 3 + z], published[x + 3 * y + 9 * z])
+    assert torch.equal(minkowski_pointwise(published[:1]), published[0].t())
+
+
+def _minkowski_name(key):
+    """Our key -> MinkUNet34C's, written out independently of the layout."""
+    place, _, rest = key.partition(".")
+    if place in ("stem", "head"):
+        part, leaf = rest.split(".") if "." in rest else ("", rest)
+        name = {"conv": "conv0p1s1", "norm": "bn0.bn", "": "final"}[part]
+        return f"{name}.{'kernel' if leaf == 'weight' and part != 'norm' else leaf}"
+    level, kind, rest = rest.split(".", 2)
+    level = int(level)
+    number = level + 1 if place == "down" else 7 - level
+    if kind == "resample":
+        tr, stride = ("", 2**level) if place == "down" else ("tr", 2 ** (level + 1))
+        part, leaf = rest.split(".")
+        return f"conv{tr}{number}p{stride}s2.kernel" if part == "conv" else f"bn{tr}{number}.bn.{leaf}"
+    block, part, leaf = rest.split(".", 2)
+    prefix = f"block{number if place == 'down' else number + 1}.{block}"
+    if part == "projection":
+        index, leaf = leaf.split(".")
+        return f"{prefix}.downsample.{index}.{'kernel' if index == '0' else 'bn.' + leaf}"
+    return f"{prefix}.{part}.{'kernel' if part.startswith('conv') else 'bn.' + leaf}"
+
+
+def test_minkunet_keys_are_all_taken():
+    network = encoders.create("sparse_unet.34c", {"widen": "block", "out_channels": 20})
+    published = {}
+    for key, value in network.state_dict().items():
+        shape = value.t().shape if value.ndim == 2 else value.shape
+        published[_minkowski_name(key)] = torch.empty((1, 20) if key == "head.bias" else shape)
+    assert {"convtr4p16s2.kernel", "block2.0.downsample.0.kernel", "bntr7.bn.weight", "final.bias"} <= set(
+        published
+    )
+    values, report = match_keys(network, published, "minkunet")
+    assert report.complete and len(values) == len(network.state_dict())
+
+
+def test_prefixes_are_stripped_and_classifiers_may_be_left_over():
+    key, _ = LAYOUTS["spunet"].convert("module.backbone.dec.3.block0.proj.1.running_mean", torch.zeros(1))
+    assert key == "up.3.blocks.0.projection.1.running_mean"
+    assert LAYOUTS["votenet"].convert("backbone_net.fp1.mlp.layer0.bn.bn.bias", torch.zeros(1))[0] == (
+        "up.0.blocks.0.norm.bias"
+    )
+    _, report = match_keys(nn.Linear(1, 1), {"final.bias": torch.zeros(7), "odd": torch.zeros(1)}, "spunet")
+    assert report.unused == ("final.bias",) and report.unexpected == ("odd",)
+    assert "1 unused: final.bias" in str(report)

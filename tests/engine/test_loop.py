@@ -1,0 +1,216 @@
+"""The loop on the toy: run folder, evaluation, the guard against non-finite numbers, mixed precision."""
+
+import json
+import math
+
+import pytest
+import torch
+from engine.toys import ToyData, ToyRecipe, losses, run_toy, toy_config
+from safetensors.torch import load_file
+
+from splatlearn.engine.checkpoint import load_encoder, newest_checkpoint
+from splatlearn.engine.logs import JsonLines
+from splatlearn.engine.loop import train
+from splatlearn.engine.summary import Summary
+from splatlearn.engine.trainable import Progress, Step
+from splatlearn.errors import ConfigError, UserError
+
+
+class Nan(ToyRecipe):
+    """Its loss (or its gradient) is not finite at some steps."""
+
+    def __init__(self, bad: set[int], gradient: bool = False) -> None:
+        super().__init__(ToyData())
+        self.bad, self.gradient = bad, gradient
+
+    def forward(self, batch, progress: Progress) -> Step:
+        if progress.step not in self.bad:
+            return super().forward(batch, progress)
+        if not self.gradient:
+            batch.points["color"][0] = math.nan  # reaches the statistics of batch norm too
+            return super().forward(batch, progress)
+        step = super().forward(batch, progress)
+        zero = (self.head.weight * 0).sum()
+        return Step({**step.losses, "root": zero.sqrt()})  # finite, with an infinite slope
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run = tmp_path_factory.mktemp("run") / "deep" / "toy"
+    recipe = ToyRecipe(ToyData(rejecting=0.2))
+    return run, run_toy(run, recipe, evaluate_every=5), recipe
+
+
+class TestRun:
+    def test_learns(self, finished):
+        run, summary, _ = finished
+        values = losses(run)
+        assert len(values) == 12
+        assert values[-1] < values[0] / 2
+        assert summary.loss == values[-1]
+
+    def test_log(self, finished):
+        records = list(JsonLines(finished[0] / "log.jsonl").records())
+        assert [record["step"] for record in records] == list(range(12))
+        assert [record["step"] for record in records if "validation" in record] == [4, 9, 11]
+        for record in records:
+            assert record["loss"] == pytest.approx(sum(record["losses"].values()))
+            assert record["seconds"] == pytest.approx(sum(record["time"].values()))
+            assert record["metrics"]["fraction"] == pytest.approx(record["step"] / 12)
+        assert records[0]["learning_rate"] == 1e-2
+        assert sum(sum(record.get("rejected", {}).values()) for record in records) > 0
+
+    def test_summary(self, finished):
+        run, summary, _ = finished
+        written = json.loads((run / "summary.json").read_text())
+        assert written["encoder"] == "toy"
+        assert written["data"] == {"name": "toy"}
+        assert written["gaussians_per_sample"] == 3
+        assert written["seed"] == 0
+        assert set(written["seconds"]) == {"data", "forward", "backward", "optimizer"}
+        assert written["rejected"].keys() == {"too few points"}
+        assert written["metrics"]["val_error"] > 0
+        assert min(written["steps_per_second"], written["peak_memory_mb"]) > 0
+        assert Summary.read(run / "summary.json") == summary
+
+    def test_checkpoint(self, finished):
+        run, _, recipe = finished
+        newest = newest_checkpoint(run / "checkpoints")
+        saved = load_file(newest / "model.safetensors")
+        assert all(torch.equal(saved[name], value) for name, value in recipe.state_dict().items())
+        assert float(saved["shift"].norm()) > 0
+
+    def test_averaged_weights_are_exported(self, finished):
+        run, _, recipe = finished
+        average = load_file(newest_checkpoint(run / "checkpoints") / "average.safetensors")
+        encoder = load_encoder(run)
+        assert torch.equal(encoder.stem.weight, average["student.stem.weight"])
+        assert not torch.equal(encoder.stem.weight, recipe.student.stem.weight)
+
+    def test_complete_run_is_left_alone(self, finished):
+        run, summary, _ = finished
+        before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+        assert run_toy(run) == summary
+        assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+    def test_refusals(self, finished):
+        run, _, _ = finished
+        with pytest.raises(UserError, match="--resume is never"):
+            run_toy(run, resume="never")
+        with pytest.raises(UserError, match=r"train\.learning_rate: 0\.01 -> 0\.5"):
+            run_toy(run, learning_rate=0.5)
+
+    def test_global_state_is_given_back(self, finished):
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+class TestSeeds:
+    def test_runs_repeat_and_seeds_differ(self, tmp_path):
+        for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+            run_toy(tmp_path / name, steps=3, seed=seed)
+        assert losses(tmp_path / "a") == losses(tmp_path / "b") != losses(tmp_path / "c")
+
+    def test_how_often_it_evaluates_changes_nothing(self, tmp_path):
+        run_toy(tmp_path / "a", steps=4)
+        run_toy(tmp_path / "b", steps=4, evaluate_every=1, checkpoint_every=1, keep=1)
+        assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+class TestGuard:
+    @pytest.mark.parametrize("gradient", [False, True])
+    def test_a_step_is_skipped(self, tmp_path, gradient):
+        recipe = Nan({1, 2}, gradient)
+        summary = run_toy(tmp_path, recipe, steps=5)
+        assert summary.skipped == 2
+        assert all(bool(torch.isfinite(value).all()) for value in recipe.state_dict().values())
+        records = list(JsonLines(tmp_path / "log.jsonl").records())
+        assert [record["step"] for record in records if record.get("skipped")] == [1, 2]
+        dump = json.loads((tmp_path / "skipped" / "2.json").read_text())
+        assert len(dump["samples"]) == 4
+        assert "head.weight" in dump["parameters"]
+
+    def test_nothing_of_the_step_remains(self, tmp_path):
+        recipe = Nan({0, 1})
+        fresh = {name: value.clone() for name, value in recipe.state_dict().items() if name != "shift"}
+        run_toy(tmp_path, recipe, steps=2)
+        assert all(torch.equal(recipe.state_dict()[name], value) for name, value in fresh.items())
+
+    def test_three_in_a_row_stop_the_run(self, tmp_path):
+        recipe = Nan({3, 4, 5})
+        with pytest.raises(UserError, match=r"3 steps in a row, the last being 5 \(samples scene-.*clip_norm"):
+            run_toy(tmp_path, recipe)
+        assert bool(torch.isfinite(recipe.head.weight).all())
+        assert len(losses(tmp_path)) == 5
+
+    def test_counting_survives_a_checkpoint(self, tmp_path):
+        with pytest.raises(UserError, match="the last being 5"):
+            run_toy(tmp_path, Nan({3, 4, 5}), checkpoint_every=4)
+        with pytest.raises(UserError, match="the last being 5"):
+            run_toy(tmp_path, Nan({3, 4, 5}), checkpoint_every=4)
+
+
+class TestOptions:
+    def test_bf16(self, tmp_path):
+        class Watched(ToyRecipe):
+            dtypes: list = []
+
+            def forward(self, batch, progress: Progress) -> Step:
+                self.dtypes.append((batch.points.xyz.dtype, self.head(batch.points.xyz.new_ones(1, 8)).dtype))
+                return super().forward(batch, progress)
+
+        recipe = Watched(ToyData())
+        run_toy(tmp_path, recipe, steps=3, precision="bf16")
+        assert set(recipe.dtypes) == {(torch.float32, torch.bfloat16)}
+        assert recipe.head.weight.dtype == torch.float32
+        assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+
+    def test_epochs(self, tmp_path):
+        assert run_toy(tmp_path, steps=0, epochs=1.2).steps == 2  # 7 scenes, 4 a step
+
+    def test_validation_samples(self, tmp_path):
+        class Counting(ToyRecipe):
+            def evaluate(self, batches):
+                names = [name for batch in batches for name in batch.names]
+                return {"samples": len(names), "scenes": len(set(names)), "grad": torch.is_grad_enabled()}
+
+        assert run_toy(tmp_path, Counting(ToyData()), steps=1, validation_samples=10).metrics == {
+            "samples": 10,
+            "scenes": 7,
+            "grad": 0,
+        }
+
+    def test_clip(self, tmp_path):
+        run_toy(tmp_path, steps=3, clip_norm=0.1, optimizer="sgd", learning_rate=1.0, schedule="constant")
+        assert losses(tmp_path)[2] < losses(tmp_path)[0]
+
+    def test_unknown_rate_pattern(self, tmp_path):
+        with pytest.raises(ConfigError, match="no parameter matches"):
+            run_toy(tmp_path, rates={"encoder.*": 0.1})
+
+    def test_other_threads_are_said(self, tmp_path):
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            run_toy(tmp_path, steps=2)
+            (tmp_path / "summary.json").unlink()
+            torch.set_num_threads(2)
+            with pytest.warns(UserWarning, match=r"not bit for bit.*threads: 1 -> 2"):
+                run_toy(tmp_path, steps=2)
+        finally:
+            torch.set_num_threads(threads)
+
+    def test_plain_lines(self, tmp_path, capfd):
+        train(ToyRecipe(ToyData()), toy_config(steps=2), tmp_path)
+        lines = capfd.readouterr().err.splitlines()
+        assert lines[0].startswith("step 1/2  loss 0.")
+        assert any("val_error" in line for line in lines)
+
+    def test_missing_tracker(self, tmp_path):
+        try:
+            import tensorboard  # noqa: F401
+        except ImportError:
+            with pytest.raises(UserError, match="TensorBoard is not installed"):
+                run_toy(tmp_path, steps=1, tensorboard=True)
+        else:
+            run_toy(tmp_path, steps=1, tensorboard=True)
+            assert list((tmp_path / "tensorboard").iterdir())

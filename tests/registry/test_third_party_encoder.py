@@ -1,0 +1,43 @@
+"""An encoder of another package, found by its entry point, passes the same checks as the built-in ones."""
+
+from pathlib import Path
+
+import pytest
+from encoder_checks import CHECKS, check_save_and_load
+
+from splatlearn.errors import ConfigError
+from splatlearn.registry import encoders
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """The toy encoder as an installed package: its module on the path, and the entry point beside it."""
+    about = tmp_path / "toy_encoder-0.1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-encoder\nVersion: 0.1\n")
+    (about / "entry_points.txt").write_text("[splatlearn.encoders]\ntoy = toy_encoder:Toy\n")
+    (tmp_path / "toy_encoder.py").write_text((Path(__file__).parent / "toy_encoder.py").read_text())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(encoders, "_families", dict(encoders._families))
+    monkeypatch.delitem(__import__("sys").modules, "toy_encoder", raising=False)
+    return "toy"
+
+
+def test_found_by_name_and_listed(installed):
+    assert installed in encoders.families()
+    assert encoders.names("toy.*") == ["toy.tiny"]
+    assert encoders.create("toy", {"width": 4}).channels == (4,)
+
+
+def test_unknown_before_it_is_installed():
+    with pytest.raises(ConfigError, match="unknown name 'toy'"):
+        encoders.create("toy.tiny")
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_passes_every_check(installed, check):
+    check(encoders, installed)
+
+
+def test_save_and_load(installed, tmp_path):
+    check_save_and_load(encoders, installed, str(tmp_path / "weights.safetensors"))

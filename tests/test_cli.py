@@ -15,6 +15,11 @@ from splatlearn.cli import main, parameters, parse
 from splatlearn.errors import BadData, ConfigError
 
 SURFACE = """
+demo
+  --out PATH
+  --seed N
+  --steps N
+
 doctor
   --full
 

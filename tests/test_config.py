@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from splatlearn.config import changed, configure, merge, to_options
+from splatlearn.config import changed, check_value, configure, merge, to_options
 from splatlearn.errors import ConfigError
 
 
@@ -63,3 +63,13 @@ def test_merge_reaches_into_nested_mappings():
 
 def test_changed_lists_dotted_keys():
     assert changed({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["a.b: 1 -> 3"]
+
+
+def test_an_optional_or_either_way_sequence():
+    problems: list[str] = []
+    assert check_value("160,120", tuple[int, int] | None, "size", problems) == (160, 120)
+    assert check_value("auto", str | tuple[float, float, float], "up", problems) == "auto"
+    assert check_value("color,normal", tuple[str, ...], "inputs", problems) == ("color", "normal")
+    assert not problems
+    assert check_value("1x", tuple[int, int] | None, "size", problems) is None
+    assert problems == ["size: tuple[int, int] expected, got '1x'"]

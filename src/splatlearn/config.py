@@ -1,6 +1,7 @@
 """Settings: frozen keyword-only dataclasses are the only truth; mappings (YAML, flags) are checked against them."""
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -109,9 +110,10 @@ def check_value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
     """`value` as `hint` has it, a string read as YAML would; a problem and None where it does not fit."""
     from jsonargparse import ArgumentError, ArgumentParser
 
-    kinds = {typing.get_origin(choice) for choice in (hint, *typing.get_args(hint))}
+    choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    sequence = str not in choices and {tuple, list} & {typing.get_origin(choice) for choice in choices}
     read = value
-    if isinstance(value, str) and kinds & {tuple, list} and not value.startswith("["):
+    if sequence and isinstance(value, str) and not value.startswith("["):
         read = f"[{value}]"
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)

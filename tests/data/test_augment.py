@@ -5,6 +5,7 @@ from math import pi
 import numpy as np
 import pytest
 import torch
+
 from data.recording_maker import SIZE, write_seven_scenes
 from splatlearn.data.augment import (
     jitter_color,
@@ -19,7 +20,7 @@ from splatlearn.data.augment import (
 )
 from splatlearn.data.rgbd import RgbdConfig, RgbdReader
 from splatlearn.errors import MissingAttribute, UserError
-from splatlearn.splatting.render import render
+from splatlearn.splatting.render import RenderOptions, render
 from splatlearn.structures import SH_C0, Boxes, Frames, Gaussians, Points
 
 
@@ -44,11 +45,11 @@ def angle_of(rotation: torch.Tensor) -> float:
 
 
 def to_gaussians(frames: Frames) -> Gaussians:
-    points = frames.to_points().rows(torch.arange(0, 4800, 7))
+    points = frames.to_points().rows(torch.arange(0, 4800, 16))
     count = len(points)
     return Gaussians(
         means=points.xyz,
-        scales=torch.full((count, 3), 0.04),
+        scales=torch.full((count, 3), 0.06),
         quaternions=torch.tensor([1.0, 0, 0, 0]).expand(count, 4),
         opacities=torch.full((count,), 0.9),
         sh=((points["color"] - 0.5) / SH_C0)[:, None],
@@ -77,11 +78,12 @@ class TestJointRotation:
     def test_rendering_is_unchanged(self, frames):
         one = frames.slice(0)
         moved = rotate_frames(one, np.random.default_rng(1))
-        before = render(to_gaussians(one), one.cameras.rows(torch.tensor([0])))
-        after = render(to_gaussians(moved), moved.cameras.rows(torch.tensor([0])))
+        # Without the cut-offs: a Gaussian that ends a rounding error earlier would change a pixel by 1/255.
+        options = RenderOptions(backend="reference", alpha_min=0, transmittance_min=0)
+        before, after = (render(to_gaussians(f), f.cameras, options=options) for f in (one, moved))
         assert float(before.color.max()) > 0.5
-        assert torch.allclose(before.color, after.color, atol=2e-4)
-        assert torch.allclose(before.depth, after.depth, atol=2e-3)
+        assert torch.allclose(before.color, after.color, atol=1e-4)
+        assert torch.allclose(before.depth, after.depth, atol=1e-3)
 
     def test_angles(self, frames):
         rng = np.random.default_rng(0)
@@ -158,7 +160,7 @@ class TestClouds:
     def test_jitter(self, cloud):
         rng = np.random.default_rng(0)
         colored = jitter_color(cloud, rng)
-        assert 0 <= colored["color"].min() and colored["color"].max() <= 1
+        assert colored["color"].min() >= 0 and colored["color"].max() <= 1
         assert not torch.equal(colored["color"], cloud["color"]) and colored.xyz is cloud.xyz
         moved = jitter_xyz(cloud, rng)
         assert 0 < (moved.xyz - cloud.xyz).abs().max() <= 0.0201

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from splatlearn.data.pointcept import PointceptConfig, PointceptReader
 from splatlearn.data.scene import Source
 from splatlearn.errors import BadData, ConfigError
@@ -155,7 +156,7 @@ class TestMessages:
         assert "no labels 'segment21'; did you mean 'segment20'?" in text and "segment200" in text
 
     def test_unknown_option(self, tmp_path):
-        with pytest.raises(ConfigError, match="data.label: unknown; did you mean 'labels'"):
+        with pytest.raises(ConfigError, match=r"data\.label: unknown; did you mean 'labels'"):
             Source(name=str(tmp_path), options={"reader": "pointcept", "label": "x"}).reader()
 
     def test_bad_class_file(self, tmp_path):
@@ -169,7 +170,7 @@ class TestRealClouds:
         (scene,) = read(shared_data / "s3dis_crop_spt")
         points = scene.points()
         assert len(points) == 41568 and points["label"].unique().tolist() == [1, 2, 7, 8, 12]
-        assert 0 <= points["color"].min() and 0.9 < points["color"].max() <= 1
+        assert points["color"].min() >= 0 and 0.9 < points["color"].max() <= 1
 
     def test_room(self, shared_data):
         points = read(shared_data / "s3dis_room_instances")[0].points()

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from data.recording_maker import (
     FOCAL,
     ROOM,
@@ -22,7 +24,6 @@ from data.recording_maker import (
     write_seven_scenes,
     write_tum,
 )
-from PIL import Image
 from splatlearn.data.rgbd import RgbdConfig, RgbdReader, RgbdScene
 from splatlearn.data.sampling import overlap
 from splatlearn.data.scene import Rejected, Source
@@ -404,10 +405,10 @@ class TestKitchen:
     def test_reading_a_pair_is_quick(self, kitchen):
         kitchen.frames([0, 5], (160, 120))
         best = min(self.seconds(kitchen, i) for i in range(10))
-        assert best / 2 < 0.02, "5 ms a frame on an idle core"
+        assert best / 2 < 0.02, "about 6 ms of processor time a frame"
 
     @staticmethod
     def seconds(scene, view: int) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         scene.frames([view, view + 5], (160, 120))
-        return time.perf_counter() - start
+        return time.process_time() - start

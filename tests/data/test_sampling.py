@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from data.recording_maker import SIZE, write_seven_scenes
 from splatlearn.data.rgbd import RgbdConfig, RgbdReader
 from splatlearn.data.sampling import (

@@ -1,6 +1,5 @@
 """Killed or terminated at any moment, a run continues to the same bits."""
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -15,14 +14,6 @@ from engine.toys import final_digests, losses, run_threaded
 from splatlearn.engine.checkpoint import newest_checkpoint
 
 OPTIONS = {"steps": 10, "checkpoint_every": 3, "evaluate_every": 4, "pause": 0.02}
-
-
-@pytest.fixture(scope="module")
-def context() -> ForkServerContext:
-    """Processes forked from a clean one that has only imported what runs need: each starts in no time."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["engine.toys", "splatlearn.engine.loop", "lightning.fabric.strategies.ddp"])
-    return context
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A tiny encoder, data and recipe that use what the loop offers: gathers, batch norm, noise, buffers, rejections."""
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from splatlearn.engine.logs import JsonLines
 from splatlearn.engine.loop import Summary, train
 from splatlearn.engine.trainable import Progress, Recipe, Step, global_mean
 from splatlearn.ops.norm import PackedBatchNorm
+from splatlearn.ops.reduce import global_sum
 from splatlearn.registry import encoders
 from splatlearn.structures import Batch, Points, Tokens
 
@@ -76,6 +78,7 @@ class ToyData:
 class ToyEncoderConfig(PointEncoderConfig):
     width: int = 8
     depth: int = 2
+    dropout: float = 0.1
 
 
 @encoders.register("toy", ToyEncoderConfig, {"default": {}, "tiny": {"width": 4}})
@@ -86,11 +89,11 @@ class ToyEncoder(PointEncoder):
         super().__init__()
         self.config, self.name, self.channels = config, "toy", (config.width,)
         self.stem = nn.Linear(6, config.width)
-        self.blocks = nn.ModuleList(self._block(config.width) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(self._block(config.width, config.dropout) for _ in range(config.depth))
 
     @staticmethod
-    def _block(width: int) -> nn.Sequential:
-        return nn.Sequential(nn.Linear(width, width), PackedBatchNorm(width), nn.GELU(), nn.Dropout(0.1))
+    def _block(width: int, dropout: float) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(width, width, bias=False), PackedBatchNorm(width), nn.GELU(), nn.Dropout(dropout))
 
     def embed(self, points: Points) -> Tokens:
         rows = torch.cat([points.xyz, stack_inputs(points, self.config.inputs)], 1)
@@ -101,7 +104,7 @@ class ToyEncoder(PointEncoder):
         for block in self.blocks:
             rows = rows + block(rows)
         means = rows.new_zeros(len(points.counts), rows.shape[1]).index_add(0, points.item, rows)
-        rows = rows + means[points.item] / len(points)
+        rows = rows + 0.01 * means[points.item]
         level = Tokens(xyz=tokens.xyz, counts=tokens.counts, features=rows)
         return PointFeatures(levels=(level,), summary=means, upsample=lambda _: rows)
 
@@ -111,18 +114,21 @@ class ToyRecipe(Recipe[Clouds]):
 
     shift: Tensor
 
-    def __init__(self, data: ToyData, *, seed: int = 0, noise: float = 0.1, pause: float = 0.0) -> None:
+    def __init__(
+        self, data: ToyData, *, seed: int = 0, noise: float = 0.1, dropout: float = 0.1, pause: float = 0.0
+    ) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.data = self.validation = data
         self.noise, self.pause = noise, pause
-        self.student = ToyEncoder(ToyEncoderConfig())
+        self.student = ToyEncoder(ToyEncoderConfig(dropout=dropout))
         self.head = nn.Linear(8, 3)
         self.unused = nn.Linear(2, 2)
         self.register_buffer("shift", torch.zeros(3))
 
     def setup(self, batches: Iterable[Clouds]) -> None:
-        self.shift.copy_(torch.stack([batch.points["color"].mean(0) for batch in batches]).mean(0))
+        colors = torch.cat([batch.points["color"] for batch in batches]).nan_to_num()
+        self.shift.copy_(global_sum(colors.sum(0)) / global_sum(torch.tensor(float(len(colors)))))
 
     def forward(self, batch: Clouds, progress: Progress) -> Step:
         time.sleep(self.pause)
@@ -133,11 +139,8 @@ class ToyRecipe(Recipe[Clouds]):
         return Step(losses, {"fraction": torch.tensor(progress.fraction)})
 
     def evaluate(self, batches: Iterable[Clouds]) -> dict[str, float]:
-        errors = [
-            (self.head(self.student(b.points).dense()) + self.shift - b.points["color"]).square().mean()
-            for b in batches
-        ]
-        return {"val_error": float(torch.stack(errors).mean())}
+        errors = [self.head(self.student(b.points).dense()) + self.shift - b.points["color"] for b in batches]
+        return {"val_error": float(torch.cat(errors).square().mean())}
 
     def describe(self) -> dict[str, object]:
         return {"gaussians_per_sample": 3}
@@ -164,6 +167,16 @@ def run_threaded(run: Path, pause: float = 0.0, **options: Any) -> None:
     torch.set_num_threads(2)
     data = ToyData(points=(1100, 1600), rejecting=0.2)
     run_toy(run, ToyRecipe(data, pause=pause), **options)
+
+
+def run_rank(run: Path, rank: int, ranks: int, port: int, **options: Any) -> None:
+    """One of the processes that torchrun would start, without noise inside the model."""
+    torch.set_num_threads(1)
+    if ranks > 1:
+        values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in values.items()}, MASTER_ADDR="127.0.0.1")
+    data = ToyData(rejecting=0.2, poisoned=(2,) if options.pop("poisoned", False) else ())
+    run_toy(run, ToyRecipe(data, noise=0.0, dropout=0.0), device="cpu", **options)
 
 
 def losses(run: Path) -> list[float]:

@@ -1,8 +1,8 @@
 """Comparing two pictures of one scene by statistics, with a band of its own along silhouettes.
 
 Two correct renderers disagree where one alpha falls on the other side of a threshold; that happens at the edge of
-footprints, so mostly along silhouettes, and moves single pixels. A maximum over all pixels therefore says nothing, and
-one loosened tolerance hides real errors elsewhere.
+footprints, so mostly along silhouettes, and moves single pixels. A maximum over all pixels therefore says nothing,
+and one loosened tolerance hides real errors elsewhere.
 
 Legend: V views, C channels, H W pixels.
 """

@@ -62,9 +62,7 @@ def tensors_of(gaussians: Gaussians, cameras: Cameras, dtype: torch.dtype) -> di
     return {name: value.detach().to(dtype).clone().requires_grad_() for name, value in values.items()}
 
 
-def assemble(
-    tensors: dict[str, Tensor], gaussians: Gaussians, cameras: Cameras
-) -> tuple[Gaussians, Cameras]:
+def assemble(tensors: dict[str, Tensor], gaussians: Gaussians, cameras: Cameras) -> tuple[Gaussians, Cameras]:
     """The same structures around other tensors."""
     cloud = Gaussians(**{name: tensors[name] for name in INPUTS[:5]}, counts=gaussians.counts)
     seen = {name: tensors[name] for name in INPUTS[5:]}

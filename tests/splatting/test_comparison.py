@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from splatting.comparison import assert_agree, compare, silhouette_band
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from numba import config
 
 from splatlearn.splatting.kernels import compilation
+from splatlearn.splatting.kernels.compilation import config
 
 
 @pytest.fixture(autouse=True)

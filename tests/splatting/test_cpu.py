@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from splatting.comparison import assert_agree
-from splatting.scenes import INPUTS, differentiate, random_cameras, random_gaussians, relative_error
 
 from splatlearn.splatting import RenderOptions, render
+from splatting.comparison import assert_agree
+from splatting.scenes import INPUTS, differentiate, random_cameras, random_gaussians, relative_error
 
 CPU, REFERENCE = RenderOptions(backend="cpu"), RenderOptions(backend="reference")
 LAYERS = ("color", "depth", "alpha")
@@ -84,7 +84,9 @@ def test_bits_do_not_change_from_run_to_run_or_with_threads():
 
 def test_inputs_need_not_be_contiguous():
     cloud, cameras = random_gaussians(40, degree=1), random_cameras(1)
-    strided = replace(cloud, means=cloud.means.T.contiguous().T, sh=cloud.sh.transpose(1, 2).contiguous().transpose(1, 2))
+    strided = replace(
+        cloud, means=cloud.means.T.contiguous().T, sh=cloud.sh.transpose(1, 2).contiguous().transpose(1, 2)
+    )
     assert torch.equal(render(cloud, cameras).color, render(strided, cameras).color)
 
 

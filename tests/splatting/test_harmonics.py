@@ -18,7 +18,7 @@ def test_first_bands_have_the_order_and_signs_of_3dgs_files():
     x, y, z = directions(20).unbind(1)
     values = harmonics.basis(directions(20), 2)
     assert values.shape == (20, 9)
-    assert harmonics.C0 == pytest.approx(SH_C0)
+    assert pytest.approx(SH_C0) == harmonics.C0
     expected = {1: -0.4886025119 * y, 2: 0.4886025119 * z, 3: -0.4886025119 * x, 4: 1.0925484306 * x * y}
     for column, value in expected.items():
         assert torch.allclose(values[:, column], value, atol=1e-9)
@@ -32,7 +32,9 @@ def test_addition_theorem_per_band():
 
 
 def test_basis_is_orthonormal():
-    polar, weights = torch.tensor([[-0.9061798459, 0.2369268851], [-0.5384693101, 0.4786286705], [0, 0.5688888889]]).T
+    polar, weights = torch.tensor(
+        [[-0.9061798459, 0.2369268851], [-0.5384693101, 0.4786286705], [0, 0.5688888889]]
+    ).T
     z = torch.cat([polar, -polar[:2]]).double()
     weights = torch.cat([weights, weights[:2]]).double()
     turn = torch.arange(12, dtype=torch.float64) * (2 * torch.pi / 12)
@@ -63,7 +65,9 @@ def test_parity_with_gsplat(shared_parity, case, degree):
     io = load_file(shared_parity / "gsplat" / case / "io.safetensors")
     sh, seen = io["in.sh"].requires_grad_(), io["in.dirs"].requires_grad_()
     color = harmonics.evaluate(sh[:, : (degree + 1) ** 2], seen)
-    by_sh, by_direction = torch.autograd.grad((color * io["in.cotangent.sh_colors"]).sum(), [sh, seen], allow_unused=True)
+    by_sh, by_direction = torch.autograd.grad(
+        (color * io["in.cotangent.sh_colors"]).sum(), [sh, seen], allow_unused=True
+    )
     assert torch.allclose(color, io[f"out.sh.degree{degree}"], rtol=1e-9, atol=1e-10)
     assert torch.allclose(by_sh, io[f"grad.sh.degree{degree}.sh"], rtol=1e-9, atol=1e-10)
     if degree > 0:

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from splatting.scenes import random_cameras, random_gaussians
 
 from splatlearn.splatting.projection import project, rotations
+from splatting.scenes import random_cameras, random_gaussians
 
 CASES = ["projection_and_sh_1_camera", "projection_and_sh_3_cameras"]
 
@@ -46,7 +46,9 @@ def test_quaternions_of_any_length_and_zero():
     turn.requires_grad_()
     matrices = rotations(turn)
     assert torch.allclose(matrices[0], matrices[1])
-    assert torch.allclose(matrices[0] @ torch.tensor([1.0, 0, 0], dtype=torch.float64), matrices.new_tensor([0, 1, 0]))
+    assert torch.allclose(
+        matrices[0] @ torch.tensor([1.0, 0, 0], dtype=torch.float64), matrices.new_tensor([0, 1, 0])
+    )
     assert torch.equal(matrices[2], torch.eye(3, dtype=torch.float64))
     (gradient,) = torch.autograd.grad((matrices * torch.randn_like(matrices)).sum(), turn)
     assert gradient.isfinite().all() and not gradient[2].any()

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from splatting.scenes import INPUTS, assemble, random_cameras, random_gaussians, tensors_of
 
 from splatlearn.splatting import RenderOptions, render
 from splatlearn.splatting.reference import composite
+from splatting.scenes import INPUTS, assemble, random_cameras, random_gaussians, tensors_of
 
 EXACT = RenderOptions(backend="reference", alpha_min=0, transmittance_min=0)
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from splatting.scenes import random_cameras, random_gaussians
 
 from splatlearn.errors import UserError
 from splatlearn.splatting import Rendering, RenderOptions, render
 from splatlearn.structures import SH_C0, Cameras, Gaussians
+from splatting.scenes import random_cameras, random_gaussians
 
 BACKENDS = ["reference", "cpu"]
 EYE = torch.eye(4)
@@ -103,7 +103,9 @@ def test_no_gaussians_and_no_views(options):
 )
 def test_what_is_not_drawn_has_zero_gradient(options, changes):
     cloud = one_gaussian(**changes)
-    leaves = [getattr(cloud, name).requires_grad_() for name in ("means", "scales", "quaternions", "opacities", "sh")]
+    leaves = [
+        getattr(cloud, name).requires_grad_() for name in ("means", "scales", "quaternions", "opacities", "sh")
+    ]
     seen = render(cloud, one_camera(), options=options)
     assert_black(seen)
     if seen.color.requires_grad:
@@ -125,7 +127,9 @@ def test_opacity_one_is_capped(options):
 @pytest.mark.parametrize("scale", [0.0, 1e-9, 1e-4, 1e3, 1e6])
 def test_any_scale_is_finite(options, scale):
     cloud = one_gaussian(scales=torch.tensor([[scale, scale, 0.1]]))
-    leaves = [getattr(cloud, name).requires_grad_() for name in ("means", "scales", "quaternions", "opacities", "sh")]
+    leaves = [
+        getattr(cloud, name).requires_grad_() for name in ("means", "scales", "quaternions", "opacities", "sh")
+    ]
     seen = render(cloud, one_camera(), options=options)
     gradients = torch.autograd.grad((seen.color + seen.depth + seen.alpha).sum(), leaves)
     assert all(value.isfinite().all() for value in (*seen, *gradients))
@@ -237,7 +241,7 @@ def test_auto_takes_the_fast_backend_where_it_applies():
 
 def test_cpu_backend_refuses_what_it_cannot_render():
     double = random_gaussians(3, dtype=torch.float64), random_cameras(1, dtype=torch.float64)
-    with pytest.raises(UserError, match="float32 tensors on the CPU; got torch.float64"):
+    with pytest.raises(UserError, match=r"float32 tensors on the CPU; got torch\.float64"):
         render(*double, options=RenderOptions(backend="cpu"))
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tasks import worlds
 
 from splatlearn.encoders.base import PointEncoder
 from splatlearn.errors import UserError
 from splatlearn.tasks.base import resolve_encoder
 from splatlearn.verbs.encode import LoadedEncoder, encode, load
+from tasks import worlds
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,9 @@ class TestEncode:
         result = run(tmp_path, data_options=options, format="npz", encoder_options={"inputs": ["color"]}, every=2)
         assert dict(result.files) == {"film-000000.npz": 46, "film-000010.npz": 46}
         assert np.load(tmp_path / "film-000010.npz")["pixel"].tolist() == list(range(2, 48))
-        small = run(tmp_path / "s", data_options=options, encoder_options={"inputs": ["color"]}, size=(4, 3), every=2)
+        small = run(
+            tmp_path / "s", data_options=options, encoder_options={"inputs": ["color"]}, size=(4, 3), every=2
+        )
         assert set(small.files.values()) == {10}
 
     def test_nothing_is_overwritten(self, tmp_path):

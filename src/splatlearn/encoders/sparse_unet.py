@@ -138,7 +138,7 @@ class Stage(nn.Module):
     SparseUNetConfig,
     {
         "small": {
-            "voxel": 0.04,
+            "voxel": 0.025,
             "stem": 32,
             "channels": (32, 64, 96, 128, 96, 64, 64, 64),
             "layers": (1, 1, 1, 1, 1, 1, 1, 1),

@@ -232,7 +232,7 @@ def _probes(probes: Sequence[Mapping[str, Any]]) -> str:
 def _pictures(pictures: Mapping[str, Tensor]) -> str:
     groups: dict[str, list[str]] = defaultdict(list)
     for title, picture in pictures.items():
-        group, _, caption = title.rpartition("/")
+        group, _, caption = title.partition("/")
         kind = "photo wide" if picture.shape[2] > WIDE else "photo"
         groups[group].append(_figure(plots.encode_png(picture), caption, kind))
     rows = [f"<h3>{escape(group)}</h3>{_row(figures)}" for group, figures in groups.items()]

@@ -45,6 +45,8 @@ class GS3Config:
         width: channels of the per-point output for the heads (GS3 4: 128).
         epipolar: sizes of the transformer across views; its `width` is `width`, its `views` is `views`.
         cross_view: whether views see each other at all (GS3: yes; off for ablation).
+        feature_skip: add the encoder's own full-resolution features after the transformer, which works on a grid four
+            times coarser (our default; pixelSplat adds features of the raw image, which leaks colour past the encoder).
         formulation: Gaussians at an `offset` from the point (GS3 eq. 4-5) or at a `depth` bin (eq. 3).
         offset: the offset head.
         depth: the depth head.
@@ -64,6 +66,7 @@ class GS3Config:
     width: int = 128
     epipolar: EpipolarConfig = EpipolarConfig()
     cross_view: bool = True
+    feature_skip: bool = True
     formulation: Literal["offset", "depth"] = "offset"
     offset: OffsetConfig = OffsetConfig()
     depth: DepthConfig = DepthConfig()
@@ -205,7 +208,8 @@ class GS3(Recipe[Views]):
             width, height = frames.cameras.width, frames.cameras.height
             grid = self.decoder.to_grid(decoded, points, width, height)
             grid = self.epipolar(grid, frames.cameras, order=frames["order"])
-            decoded = gather_pixels(grid, points)
+            seen = gather_pixels(grid, points)
+            decoded = decoded + seen if self.config.feature_skip else seen
         gaussians = self.head(decoded, points, frames.cameras)
         return gaussians.regroup(regroup_counts(gaussians.counts, frames.counts))
 

@@ -1,8 +1,8 @@
 """The `cpu` backend: Numba kernels behind one `torch.autograd.Function`.
 
-Threads follow `torch.get_num_threads()`. Kernels run one at a time in a process, under one lock. Results are the same
-bits from run to run, and for any number of threads. Do not render in forked processes: OpenMP does not survive
-a fork (start loader workers by spawn).
+Threads follow `torch.get_num_threads()`. Kernels run one at a time in a process, under one lock. Results are the
+same bits from run to run, and for any number of threads. Do not render in forked processes: OpenMP does not
+survive a fork (start loader workers by spawn).
 """
 
 import threading
@@ -60,9 +60,7 @@ class Drawn(NamedTuple):
     slot_starts: np.ndarray
 
 
-def rasterize(
-    gaussians: Gaussians, cameras: Cameras, options: "RenderOptions"
-) -> tuple[Tensor, Tensor, Tensor]:
+def rasterize(gaussians: Gaussians, cameras: Cameras, options: "RenderOptions") -> tuple[Tensor, Tensor, Tensor]:
     """Premultiplied color (V 3 H W), depth (V 1 H W) and alpha (V 1 H W) of float32 tensors on the CPU."""
     g, c = gaussians, cameras
     tensors = (g.means, g.scales, g.quaternions, g.opacities, g.sh, c.world_to_camera, c.intrinsics)

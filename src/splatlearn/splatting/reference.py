@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 TILE = 16
 
 
-def rasterize(
-    gaussians: Gaussians, cameras: Cameras, options: "RenderOptions"
-) -> tuple[Tensor, Tensor, Tensor]:
+def rasterize(gaussians: Gaussians, cameras: Cameras, options: "RenderOptions") -> tuple[Tensor, Tensor, Tensor]:
     """Premultiplied color (V 3 H W), depth (V 1 H W) and alpha (V 1 H W), view by view.
 
     Memory is that of one tile: every tile is evaluated again in the backward pass.

@@ -79,15 +79,14 @@ class Rendering(NamedTuple):
     alpha: Tensor
 
 
-def render(
-    gaussians: Gaussians, cameras: Cameras, *, options: RenderOptions = RenderOptions()
-) -> Rendering:
+def render(gaussians: Gaussians, cameras: Cameras, *, options: RenderOptions = RenderOptions()) -> Rendering:
     """Renders item b of `gaussians` from every view of item b of `cameras`.
 
     Gradients reach means, scales, quaternions, opacities, sh, and the cameras' `world_to_camera` (as twelve free
-    numbers; the bottom row gets none) and `intrinsics` (focal lengths and centre). A Gaussian or camera with a
-    value that is not finite makes every view of its item NaN, for the caller's guard to see. A zero quaternion
-    is the identity rotation. The order of Gaussians does not matter; equal depths are drawn by row number.
+    numbers; the bottom row gets none) and `intrinsics` (focal lengths and centre). A Gaussian with a value that is
+    not finite makes every view of its item NaN, such a camera makes its view NaN, for the caller's guard to see.
+    A zero quaternion is the identity rotation. The order of Gaussians does not matter; equal depths are drawn by
+    row number.
 
     Args:
         gaussians: B items, metres, world.

@@ -110,11 +110,12 @@ class Trial:
 
 
 def find_encoder(trial: Trial, name: str, options: Mapping[str, Any] | None = None) -> Resolved:
-    """The encoder of that name on the training device; a random one that stays frozen is calibrated."""
+    """The encoder of that name on the training device, with batch-norm statistics set where the task says so."""
     family = registry.tasks.family(trial.task)
     resolved = resolve_encoder(name, options, available=family.cls.available(trial.source), seed=trial.seed)
     encoder = resolved.encoder.to(pick_device(trial.training().device))
-    if resolved.origin == "random" and trial.probe != "finetune":
+    wanted = {"random"} if trial.config.calibrate == "random" else {"random", "run"}
+    if resolved.origin in wanted and trial.probe != "finetune":
         batches = family.cls.unlabelled(trial.config, encoder, trial.source, trial.seed)
         calibrate(encoder, (points.to(device_of(encoder)) for points in batches))
     return resolved

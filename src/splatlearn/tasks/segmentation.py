@@ -5,7 +5,7 @@ Legend: N points of the cloud, M kept points (one a voxel), C channels, K classe
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,7 +43,9 @@ class SegmentationConfig:
         finetune_batch: crops a step when the encoder trains.
         finetune_learning_rate: peak when the encoder trains, for pre-trained and new weights alike.
         weight_decay: of AdamW.
-        calibration: batches without gradient that set a random encoder's batch-norm statistics.
+        calibration: batches without gradient that set a frozen encoder's batch-norm statistics.
+        calibrate: which frozen encoders get that: `random` ones, or `all`, which adapts pre-trained ones to these
+            clouds too, still without labels.
         memory: GiB that the features of frozen encoders may take; where they need more, the encoder runs at every
             step, on crops.
     """
@@ -61,6 +63,7 @@ class SegmentationConfig:
     finetune_learning_rate: float = 2e-3
     weight_decay: float = 0.02
     calibration: int = 50
+    calibrate: Literal["random", "all"] = "random"
     memory: float = 4.0
 
     def __post_init__(self) -> None:

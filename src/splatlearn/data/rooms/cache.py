@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from splatlearn.data.rooms.cloud import Cloud
     from splatlearn.data.rooms.world import World
 
-VERSION = 3
+VERSION = 5
 """Raised whenever the same settings make other bytes."""
 LENGTH_UNIT = 0.001
 """Metres a unit of stored depths and stored cloud coordinates."""

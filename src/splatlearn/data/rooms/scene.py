@@ -221,7 +221,7 @@ def _boxes(folder: Path) -> dict[str, Tensor]:
     RoomsConfig,
     {
         "default": {},
-        "tiny": {"rooms": 4, "frames": 12, "size": (64, 48), "points": 6000, "side": (3.0, 3.8)},
+        "tiny": {"rooms": 6, "frames": 12, "size": (64, 48), "points": 6000, "side": (3.0, 3.8)},
         "demo": {"rooms": 40, "points": 30000},
     },
 )

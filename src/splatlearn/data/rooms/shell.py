@@ -233,7 +233,8 @@ def _door(rng: np.random.Generator, wide: float, high: float, finishes: Finishes
         for j in range(rows):
             x0, x1 = -half + wide * i / columns + 0.07, -half + wide * (i + 1) / columns - 0.07
             z0, z1 = 0.06 + (high - 0.06) * j / rows + 0.05, 0.06 + (high - 0.06) * (j + 1) / rows - 0.08
-            builder.box((x0, deep - 0.012, z0), (x1, deep, z1), panel)
+            # Thinner than the height above a surface at which light is gathered, or the leaf would be black.
+            builder.box((x0, deep - 0.005, z0), (x1, deep, z1), panel)
     x = (half - 0.07) * (1 if chance(rng, 0.5) else -1)
     builder.add(ball(0.022, handle, 10, 6), (x, deep - 0.045, 1.02))
     long = -np.sign(x) * 0.11

@@ -64,7 +64,7 @@ class Targets(NamedTuple):
 
     Args:
         centers: (M 3) room frame.
-        weights: (M) how likely each is; rare classes more.
+        weights: (M) how likely each is; rare classes and low things more.
     """
 
     centers: Array
@@ -97,7 +97,9 @@ def _candidate(world: World, rng: np.random.Generator, frames: int) -> Array:
     centers = (world.boxes.centers - world.shift) @ world.turn
     things = np.array([i for i, label in enumerate(world.boxes.labels) if CLASSES[label] not in STRUCTURE])
     labels = world.boxes.labels[things]
-    targets = Targets(centers[things], 1.0 / np.bincount(labels)[labels])
+    height = centers[things, 2]
+    liking = np.where(height < 1.0, 2.5, np.where(height > 1.9, 0.3, 1.0))
+    targets = Targets(centers[things], liking / np.bincount(labels)[labels])
     cost = 0.0
     ground = _wander(world.plan, rng, 2.5)
     for length in (2.5, 5.0, 10.0, 20.0, 40.0):
@@ -210,7 +212,7 @@ def _next_target(
         return yaw + float(rng.uniform(-0.6, 0.6)), -0.25
     weights = targets.weights * fit
     pick = int(rng.choice(len(weights), p=weights / weights.sum()))
-    pitch = float(np.clip(np.arctan2(toward[pick, 2], flat[pick]) + rng.normal(0, 0.06), -0.6, 0.3))
+    pitch = float(np.clip(np.arctan2(toward[pick, 2], flat[pick]) + rng.normal(0, 0.06), -0.6, 0.2))
     return yaw + float(turn[pick]), pitch
 
 

@@ -1,1 +1,1 @@
-"""Numba kernels of the `cpu` backend, on plain arrays. Imported on the first render, never at `import splatlearn`."""
+"""Numba kernels of the `cpu` backend, on plain arrays. Imported on the first render, no sooner."""

@@ -1,4 +1,7 @@
-"""Which pairs touch which tile, nearest first. Legend: V views, P pairs, T tiles of one view, I (tile, pair) hits."""
+"""Which pairs touch which tile, nearest first.
+
+Legend: V views, P pairs, T tiles of one view, I (tile, pair) hits.
+"""
 
 import numpy as np
 from numba import prange
@@ -90,9 +93,7 @@ def count_tiles(order: np.ndarray, boxes: np.ndarray, tiles_x: int, counts: np.n
 
 
 @helper
-def fill_tiles(
-    order: np.ndarray, boxes: np.ndarray, tiles_x: int, cursors: np.ndarray, hits: np.ndarray
-) -> None:
+def fill_tiles(order: np.ndarray, boxes: np.ndarray, tiles_x: int, cursors: np.ndarray, hits: np.ndarray) -> None:
     """Writes each pair of `order` at the cursors (T) of its tiles and moves them on."""
     for pair in order:
         for row in range(boxes[pair, 2], boxes[pair, 3]):

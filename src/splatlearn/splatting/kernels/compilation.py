@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba import config
+from numba.core import config as _config
 
+config: Any = _config  # its settings are made at run time
 SOURCES = Path(__file__).parent
-OPTIONS = {"nogil": True, "error_model": "numpy"}
-ONLY_PRANGE = {
+CONSTANTS = (SOURCES.parent / "harmonics.py", SOURCES.parent / "projection.py")
+"""Files outside this folder whose constants are compiled in."""
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+ONLY_PRANGE: Any = {
     "prange": True,
     "comprehension": False,
     "fusion": False,
@@ -46,9 +49,9 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 @cache
 def cache_folder() -> Path | None:
-    """The first of NUMBA_CACHE_DIR, the installed package and the user's cache that can be written; None if none."""
+    """The first of NUMBA_CACHE_DIR, the installed package and the user's cache that can be written, else None."""
     digest = hashlib.sha256()
-    for path in sorted(SOURCES.glob("*.py")) + sorted(SOURCES.parent.glob("*.py")):
+    for path in (*sorted(SOURCES.glob("*.py")), *CONSTANTS):
         digest.update(path.read_bytes())
     name = f"splatlearn-{digest.hexdigest()[:16]}"
     places = [SOURCES / "__pycache__", Path.home() / ".cache" / "splatlearn" / "kernels"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import float32, int64, prange, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic as _intrinsic
 
 from splatlearn.splatting.kernels.compilation import helper, kernel
 from splatlearn.splatting.kernels.lanes import WIDTH, Lanes, Mask
@@ -27,16 +27,17 @@ LANE_Y = [float(lane // BLOCK_X) for lane in range(WIDTH)]
 FORWARD = 5 * WIDTH
 """Floats of a block while drawing: transmittance, red, green, blue, depth."""
 BACKWARD = 6 * WIDTH
-"""Floats of a block while differentiating: transmittance; what is still to come (a scalar a pixel: the rest of the sum,
-weighed by the gradients); the gradients of red, green, blue, depth."""
+"""Floats of a block while differentiating: transmittance; what is still to come (a scalar a pixel: the rest of the
+sum, weighed by the gradients); the gradients of red, green, blue, depth."""
 MOMENTS = 10
-"""Sums over the pixels of a (tile, pair) hit. With w the weight and h = d loss / d alpha * exp(-sigma): 0-3 w times the
-gradients of red, green, blue, depth; 4 h; 5 h u; 6 h dy; 7 h u u; 8 h u dy; 9 h dy dy."""
+"""Sums over the pixels of a (tile, pair) hit. With w the weight and h = d loss / d alpha * exp(-sigma): 0-3 w times
+the gradients of red, green, blue, depth; 4 h; 5 h u; 6 h dy; 7 h u u; 8 h u dy; 9 h dy dy."""
 ROUNDING = np.float32(1e-3)
 """Pixels added around a footprint; what is drawn is decided by its alpha alone."""
 Images = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Color (V 3 H W), depth (V 1 H W) and alpha (V 1 H W), float32."""
 VECTOR = types.Array(float32, 1, "C")
+intrinsic: Any = _intrinsic  # it takes the typing context away from the signature
 I64 = ir.IntType(64)
 
 
@@ -95,13 +96,13 @@ def _pointer(context: Any, builder: Any, array: Any) -> Any:
 
 
 @intrinsic
-def draw_block(typingctx, state, at, record, limits, u, dy):  # noqa: ANN001, ANN201
+def draw_block(typingctx, state, at, record, limits, u, dy):
     """Adds one Gaussian to the block of `state` (BLOCKS * FORWARD) at index `at`; returns 1 while light passes it.
 
     record, limits: as in `draw`. u, dy: of the first pixel of the block.
     """
 
-    def generate(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, arguments):
         state, record, limits = (_pointer(context, builder, arguments[k]) for k in (0, 2, 3))
         block = _Block(builder, state, arguments[1], (record, limits, arguments[4], arguments[5]))
         for field, value in enumerate(block.values):
@@ -112,10 +113,10 @@ def draw_block(typingctx, state, at, record, limits, u, dy):  # noqa: ANN001, AN
 
 
 @intrinsic
-def differentiate_block(typingctx, state, at, record, limits, u, dy, sums):  # noqa: ANN001, ANN201
+def differentiate_block(typingctx, state, at, record, limits, u, dy, sums):
     """Replays `draw_block` on `state` (BLOCKS * BACKWARD) and adds the MOMENTS to `sums` (MOMENTS * WIDTH)."""
 
-    def generate(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, arguments):
         state, record, limits, sums = (_pointer(context, builder, arguments[k]) for k in (0, 2, 3, 6))
         block = _Block(builder, state, arguments[1], (record, limits, arguments[4], arguments[5]))
         weight, values = block.weight, block.values
@@ -141,10 +142,10 @@ def differentiate_block(typingctx, state, at, record, limits, u, dy, sums):  # n
 
 
 @intrinsic
-def total_of(typingctx, sums, field):  # noqa: ANN001, ANN201
+def total_of(typingctx, sums, field):
     """The sum of the eight lanes of sums[field * WIDTH:]."""
 
-    def generate(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, arguments):
         place = builder.mul(arguments[1], ir.Constant(I64, WIDTH))
         return Lanes.load(builder, _pointer(context, builder, arguments[0]), place).sum()
 
@@ -152,10 +153,10 @@ def total_of(typingctx, sums, field):  # noqa: ANN001, ANN201
 
 
 @intrinsic
-def lowest_bit(typingctx, bits):  # noqa: ANN001, ANN201
+def lowest_bit(typingctx: Any, bits: Any) -> Any:
     """The number of the lowest bit that is set."""
 
-    def generate(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, arguments):
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return int64(int64), generate
@@ -163,11 +164,13 @@ def lowest_bit(typingctx, bits):  # noqa: ANN001, ANN201
 
 @helper
 def span(low: float, high: float, blocks: int, size: int) -> tuple[int, int]:
-    """First and past-last of a tile's `blocks` of `size` pixels with a pixel centre between low and high (pixels from
-    the tile's edge)."""
+    """First and past-last of a tile's `blocks` of `size` pixels with a pixel centre between low and high.
+
+    low, high: pixels from the tile's edge.
+    """
     first = min(max(low + np.float32(0.5), np.float32(0)), np.float32(TILE))
     last = min(max(high - np.float32(0.5) + np.float32(size), np.float32(0)), np.float32(TILE))
-    return np.int64(first) // size, min(np.int64(last) // size, blocks)
+    return int(first) // size, min(int(last) // size, blocks)
 
 
 @helper
@@ -196,9 +199,7 @@ def open_tile(state: np.ndarray, stride: int, columns: int, rows: int) -> int:
 
 
 @helper
-def close_tile(
-    state: np.ndarray, left: int, top: int, columns: int, rows: int, view: int, images: Images
-) -> None:
+def close_tile(state: np.ndarray, left: int, top: int, columns: int, rows: int, view: int, images: Images) -> None:
     """Writes a finished tile of one view."""
     color, depth, alpha = images
     for y in range(rows):
@@ -285,7 +286,8 @@ def load_gradients(
     for y in range(top, top + rows):
         for x in range(left, left + columns):
             row, column = y - top, x - left
-            at = (row // BLOCK_Y * ACROSS + column // BLOCK_X) * BACKWARD + row % BLOCK_Y * BLOCK_X + column % BLOCK_X
+            block, lane = row // BLOCK_Y * ACROSS + column // BLOCK_X, row % BLOCK_Y * BLOCK_X + column % BLOCK_X
+            at = block * BACKWARD + lane
             gradient = by_depth[view, 0, y, x]
             total = gradient * depth[view, 0, y, x]
             total -= (np.float32(1) - alpha[view, 0, y, x]) * by_alpha[view, 0, y, x]
@@ -308,7 +310,7 @@ def differentiate_hit(
     limits: np.ndarray,
     slot: np.ndarray,
 ) -> int:
-    """Replays one Gaussian on a tile and writes its MOMENTS into `slot`; returns the blocks that light still passes."""
+    """Replays one Gaussian on a tile and writes its MOMENTS into `slot`; returns the blocks still open."""
     blocks = covered(record, np.float32(left), np.float32(top)) & live
     if blocks == 0:
         slot[:] = 0
@@ -333,16 +335,14 @@ def differentiate_tiles(
     worker: int,
     workers: int,
     records: np.ndarray,
-    boxes: np.ndarray,
-    hits: np.ndarray,
-    tile_starts: np.ndarray,
-    slot_starts: np.ndarray,
+    binned: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     limits: np.ndarray,
     images: Images,
     gradients: Images,
     slots: np.ndarray,
 ) -> None:
-    """Differentiates every `workers`-th tile."""
+    """Differentiates every `workers`-th tile. binned: boxes, hits, tile_starts, slot_starts."""
+    boxes, hits, tile_starts, slot_starts = binned
     height, width = images[0].shape[2:]
     tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     state, sums = np.empty(BLOCKS * BACKWARD, np.float32), np.empty(MOMENTS * WIDTH, np.float32)
@@ -381,6 +381,5 @@ def differentiate(
         slots: output (I MOMENTS) float32; the tiles of a pair lie together.
     """
     for worker in prange(workers):
-        differentiate_tiles(
-            np.int64(worker), workers, records, boxes, hits, tile_starts, slot_starts, limits, images, gradients, slots
-        )
+        task, binned = np.int64(worker), (boxes, hits, tile_starts, slot_starts)
+        differentiate_tiles(task, workers, records, binned, limits, images, gradients, slots)

@@ -44,9 +44,7 @@ def sum_slots(slots: np.ndarray, begin: int, end: int, total: np.ndarray) -> Non
 
 
 @helper
-def footprint_gradient(
-    total: np.ndarray, record: np.ndarray
-) -> tuple[float, float, float, float, float]:
+def footprint_gradient(total: np.ndarray, record: np.ndarray) -> tuple[float, float, float, float, float]:
     """Gradients by centre x, centre y and the variances xx, xy, yy of one pair."""
     a, shear, b = record[2] / LOG2_E, np.float64(record[3]), record[4] / LOG2_E
     opacity = np.float64(record[5])
@@ -94,7 +92,8 @@ def pinhole_gradient(
     by_coordinate, by_focal, by_center = scale * by_pixel, ratio * by_pixel + inverse_depth * by_scale, by_pixel
     by_depth = -scale * (ratio * by_pixel + inverse_depth * by_scale)
     if held:  # the entry is (constant +- centre) / depth
-        return by_coordinate, by_depth - entry * inverse_depth * by_slope, by_focal, by_center + inverse_depth * by_slope
+        pull = inverse_depth * by_slope
+        return by_coordinate, by_depth - entry * pull, by_focal, by_center + pull
     by_coordinate -= scale * inverse_depth * by_slope
     by_depth -= 2 * entry * inverse_depth * by_slope
     return by_coordinate, by_depth, by_focal - ratio * inverse_depth * by_slope, by_center
@@ -255,7 +254,7 @@ def backproject(
     Returns:
         (V POSE) float64 gradients of the cameras. Sums run in a fixed order, whatever the number of threads.
     """
-    chunk_starts = chunk_starts_of(gaussian_starts[1:] - gaussian_starts[:-1])
+    chunk_starts = chunk_starts_of(gaussian_starts)
     widest = 1
     for b in range(len(view_starts) - 1):
         widest = max(widest, view_starts[b + 1] - view_starts[b])
@@ -268,7 +267,5 @@ def backproject(
         for v in range(view_starts[b], view_starts[b + 1]):
             camera = camera_of(poses, intrinsics, v, size[0], size[1])
             shift, pose = pair_starts[v] - gaussian_starts[b], parts[chunk, v - view_starts[b]]
-            gradient_range(
-                cloud, camera, begin, end, shift, records, tiles, slot_starts, slots, outputs, pose
-            )
+            gradient_range(cloud, camera, begin, end, shift, records, tiles, slot_starts, slots, outputs, pose)
     return sum_parts(parts, chunk_starts, view_starts)

@@ -33,9 +33,7 @@ def fill_basis(x: float, y: float, z: float, coefficients: int, out: np.ndarray)
 
 
 @helper
-def basis_gradient(
-    x: float, y: float, z: float, coefficients: int, c: np.ndarray
-) -> tuple[float, float, float]:
+def basis_gradient(x: float, y: float, z: float, coefficients: int, c: np.ndarray) -> tuple[float, float, float]:
     """Gradient of sum_k c[k] Y_k by the direction, as polynomials; its radial part is meaningless."""
     xx, yy, zz = x * x, y * y, z * z
     gx, gy, gz = 0.0, 0.0, 0.0

@@ -35,8 +35,8 @@ CHUNK = 512
 LOG2_E = 1.4426950408889634
 RECORD = 16
 """Floats a pair. 0, 1 centre x y; 2 curvature a along x; 3 shear s; 4 curvature b along y; 5 opacity; 8-10 RGB;
-11 depth; 12, 13 half height and width of the box. alpha = opacity 2^-(a u^2 + b dy^2) with u = dx - s dy. Sixteen floats
-are one cache line."""
+11 depth; 12, 13 half height and width of the box. alpha = opacity 2^-(a u^2 + b dy^2) with u = dx - s dy. Sixteen
+floats are one cache line."""
 EVERYWHERE = 1e30
 """Half the side of a box, in pixels, when alpha_min is 0."""
 Cloud = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -82,9 +82,7 @@ def write_color(
 
 
 @helper
-def project_pair(
-    camera: Camera, cloud: Cloud, i: int, limits: Any, record: np.ndarray, box: np.ndarray
-) -> bool:
+def project_pair(camera: Camera, cloud: Cloud, i: int, limits: Any, record: np.ndarray, box: np.ndarray) -> bool:
     """Writes the record (without colour) and the tile box of one pair; False where it is not drawn.
 
     limits: low_pass, alpha_min, near, far. box: first and past-last tile in x and y.
@@ -134,7 +132,7 @@ def project_range(
     boxes: np.ndarray,
     tiles: np.ndarray,
 ) -> bool:
-    """Projects Gaussians begin to end into one view; the pair of Gaussian i is i + shift. False: one is not finite."""
+    """Projects Gaussians begin to end into one view; the pair of Gaussian i is i + shift. Whether all are finite."""
     basis, clean = np.empty(25), True
     for i in range(begin, end):
         pair = i + shift
@@ -148,11 +146,12 @@ def project_range(
 
 
 @helper
-def chunk_starts_of(counts: np.ndarray) -> np.ndarray:
-    """(len(counts) + 1) first chunk of each group of rows; a group without rows has one chunk."""
-    starts = np.zeros(len(counts) + 1, np.int64)
-    for group in range(len(counts)):
-        starts[group + 1] = starts[group] + max((counts[group] + CHUNK - 1) // CHUNK, 1)
+def chunk_starts_of(row_starts: np.ndarray) -> np.ndarray:
+    """The first chunk of each group of rows, and one past the last; a group without rows has one chunk."""
+    starts = np.zeros(len(row_starts), np.int64)
+    for group in range(len(row_starts) - 1):
+        count = row_starts[group + 1] - row_starts[group]
+        starts[group + 1] = starts[group] + max((count + CHUNK - 1) // CHUNK, 1)
     return starts
 
 
@@ -203,7 +202,7 @@ def project(
         records, boxes, tiles, spoilt: outputs (P RECORD) float32, (P 4) int32, (P) int32 number of tiles, and
             (V) bool, false before, set where the view has an input that is not finite.
     """
-    chunk_starts = chunk_starts_of(pair_starts[1:] - pair_starts[:-1])
+    chunk_starts = chunk_starts_of(pair_starts)
     for task in prange(chunk_starts[-1]):
         chunk = np.int64(task)
         v = group_of(chunk, chunk_starts)

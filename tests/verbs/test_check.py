@@ -1,0 +1,148 @@
+"""`check`: what it counts, what it finds, what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data.recording_maker import SIZE, write_depth, write_seven_scenes
+from splatlearn.errors import BadData, UserError
+from splatlearn.verbs.check import check
+
+RGBD = {"reader": "rgbd", "up": "known"}
+CLOUD = {"reader": "pointcept"}
+
+
+@pytest.fixture
+def recording(tmp_path):
+    write_seven_scenes(tmp_path / "room", frames=12)
+    return tmp_path / "room"
+
+
+def cloud(folder, label=None, **arrays) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    np.save(folder / "coord.npy", rng.uniform(0, 4, (40, 3)).astype(np.float32))
+    np.save(folder / "segment.npy", np.arange(40) % 3 - 1 if label is None else label)
+    for name, value in arrays.items():
+        np.save(folder / f"{name}.npy", value)
+
+
+class TestRecordings:
+    def test_numbers(self, recording):
+        report = check(str(recording), data_options=RGBD)
+        (scene,) = report.scenes
+        views = scene.views
+        assert (report.reader, scene.name, scene.up, scene.metric) == ("rgbd", "room", "known", "known")
+        assert views and (views.count, views.native, views.pairs) == (12, SIZE, 7)
+        assert views.field_of_view == pytest.approx((59.5, 46.4), abs=0.1)
+        assert views.depth_share == 1 and 1 < views.depth[0] < views.depth[1] < views.depth[2] < 4.5
+        assert 0.5 < views.overlap[0] <= views.overlap[1] < 1
+        assert views.path == pytest.approx(0.11, abs=0.01)
+        assert scene.points is None and not scene.skipped and not scene.warnings
+
+    def test_every_frame_is_decoded(self, recording):
+        (recording / "frame-000001.pose.txt").unlink()
+        path = recording / "frame-000004.depth.png"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2 : len(data) // 2 + 20] = bytes(20)
+        path.write_bytes(data)
+        (recording / "frame-000007.depth.png").unlink()
+        np.save(recording / "frame-000007.depth.npy", np.full((60, 80), np.nan))
+        report = check(str(recording), data_options=RGBD)
+        (scene,) = report.scenes
+        assert scene.views and scene.views.count == 9
+        names = {name for names in scene.skipped.values() for name in names}
+        assert names == {"frame-000001", "frame-000004.depth.png", "frame-000007.depth.npy"}
+        text = str(report)
+        assert "left out 1 (frame-000001): no pose" in text
+        assert "frame-000007.depth.npy): no pixel has depth" in text
+
+    def test_estimated_up_is_printed(self, recording):
+        report = check(str(recording), data_options={"reader": "rgbd", "up": "estimate"})
+        assert "up is (" in str(report) and "estimated" in str(report)
+
+    @pytest.mark.parametrize(
+        ("options", "warning"),
+        [
+            ({"up": "unknown"}, "give --data.up x,y,z"),
+            ({"depth_scale": 1.0}, "--data.depth_scale (metres per unit) right?"),
+            ({"intrinsics": (5.0, 5.0, 40.0, 30.0)}, "do the intrinsics belong to"),
+        ],
+    )
+    def test_warnings(self, recording, options, warning):
+        (scene,) = check(str(recording), data_options=RGBD | options).scenes
+        assert any(warning in text for text in scene.warnings)
+
+    def test_poses_the_wrong_way_round(self, recording):
+        for i, path in enumerate(sorted(recording.glob("*.pose.txt"))):
+            pose = np.loadtxt(path)
+            pose[:3, 3] += 0.3 * i
+            np.savetxt(path, pose)
+        (scene,) = check(str(recording), data_options=RGBD).scenes
+        assert any("not camera-to-world" in text for text in scene.warnings)
+
+    def test_another_gap(self, recording):
+        (scene,) = check(str(recording), data_options=RGBD, gap=50).scenes
+        assert scene.views and scene.views.pairs == 0 and scene.views.overlap == ()
+        assert any("no two views about 50 raw frames apart" in text for text in scene.warnings)
+
+    def test_unusable(self, recording):
+        for path in recording.glob("*.depth.png"):
+            write_depth(path, np.zeros((60, 80)))
+        with pytest.raises(UserError, match="12 x depth: no pixel has depth"):
+            check(str(recording), data_options=RGBD)
+
+    def test_unusable_after_decoding(self, recording):
+        for path in recording.glob("*.depth.png"):
+            path.unlink()
+            np.save(path.with_suffix(".npy"), np.full((60, 80), np.nan, np.float32))
+        with pytest.raises(BadData, match="no scene can be used: no pixel has depth"):
+            check(str(recording), data_options=RGBD)
+
+    def test_kitchen(self, shared_data):
+        options = {"reader": "rgbd", "stride": 10}
+        report = check(str(shared_data / "rgbd_7scenes_redkitchen"), data_options=options)
+        views = report.scenes[0].views
+        assert views and views.count == 19 and views.native == (640, 480)
+        assert views.overlap[1] > 0.8 and report.scenes[0].up == "estimated"
+
+
+class TestClouds:
+    def test_numbers(self, tmp_path):
+        cloud(tmp_path / "a", color=np.zeros((40, 3), np.uint8))
+        cloud(tmp_path / "b", color=np.zeros((40, 3), np.uint8))
+        (tmp_path / "classes.txt").write_text("wall\nfloor\n")
+        report = check(str(tmp_path), data_options=CLOUD)
+        points = report.scenes[0].points
+        assert points and points.count == 40 and points.attributes == ("color", "label")
+        assert points.missing == ("normal", "instance") and points.labels == {-1: 14, 0: 13, 1: 13}
+        assert report.classes == ("wall", "floor") and report.scenes[0].views is None
+        assert "Labels: ignored 35.0%, wall 32.5%, floor 32.5%" in str(report)
+
+    def test_warnings(self, tmp_path):
+        colors = np.zeros((40, 3), np.float32)
+        colors[2] = np.nan
+        cloud(tmp_path, label=np.full(40, -1), color=colors)
+        (scene,) = check(str(tmp_path), data_options=CLOUD).scenes
+        assert any("every label is -1" in text for text in scene.warnings)
+        assert any("color: 1 rows are not finite" in text for text in scene.warnings)
+
+    def test_lengths(self, tmp_path):
+        cloud(tmp_path, color=np.zeros((39, 3)))
+        with pytest.raises(UserError, match=r"color\.npy has 39 rows"):
+            check(str(tmp_path), data_options=CLOUD)
+
+
+class TestOutput:
+    def test_json(self, recording, tmp_path):
+        file = tmp_path / "out" / "report.json"
+        report = check(str(recording), data_options=RGBD, json=file)
+        written = json.loads(file.read_text())
+        assert written == json.loads(json.dumps(report.to_dict()))
+        assert written["scenes"][0]["views"]["count"] == 12 and written["reader"] == "rgbd"
+
+    @pytest.mark.parametrize("name", ["nowhere", "rooms.nothing"])
+    def test_no_such_data(self, name):
+        with pytest.raises(UserError, match=r"nowhere: no such file|no preset 'nothing'"):
+            check(name)

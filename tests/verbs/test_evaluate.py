@@ -1,0 +1,158 @@
+import json
+
+import pytest
+import torch
+
+from splatlearn import registry
+from splatlearn.config import to_options
+from splatlearn.encoders.weights import save_weights
+from splatlearn.engine.checkpoint import describe_encoder
+from splatlearn.errors import UserError
+from splatlearn.tasks.base import resolve_encoder
+from splatlearn.tasks.controls import Margin
+from splatlearn.verbs.evaluate import evaluate, evaluate_table
+from tasks import worlds
+
+FAST = {"rows": 128, "crop": 200, "calibration": 5, "batch": 2, "finetune_batch": 2, "finetune_steps": 15}
+
+
+@pytest.fixture(autouse=True)
+def toy_world(monkeypatch):
+    worlds.register(monkeypatch)
+
+
+def run(**changes):
+    options = {
+        "encoder": "random:pointwise",
+        "data": "patches",
+        "preset": "tiny",
+        "steps": 15,
+        "task_options": FAST,
+    }
+    return evaluate("segmentation", **{**options, **changes})
+
+
+def exported(folder, seed=0):
+    """An encoder on disk as a run leaves it."""
+    encoder = resolve_encoder("random:pointwise", {"width": 10}, seed=seed).encoder
+    encoder.name = "pointwise"
+    folder.mkdir()
+    save_weights(encoder, folder / "encoder.safetensors")
+    (folder / "encoder.json").write_text(json.dumps(describe_encoder(encoder)))
+    return folder
+
+
+class TestEvaluate:
+    def test_writes_what_scripts_rely_on(self, tmp_path):
+        path = tmp_path / "new" / "result.json"
+        result = run(json=path, labels=0.5, seed=3)
+        written = json.loads(path.read_text())
+        assert {"task", "probe", "metrics", "per_class", "encoder", "data", "seed", "versions"} <= set(written)
+        assert (written["task"], written["probe"]) == ("segmentation", "linear")
+        assert (written["encoder"], written["data"], written["seed"]) == ("random:pointwise", "patches", 3)
+        assert written["metrics"].keys() == {"miou", "macc", "accuracy"}
+        assert written["per_class"].keys() == set(worlds.CLASSES)
+        assert written["metrics"]["miou"] == pytest.approx(sum(written["per_class"].values()) / 3)
+        assert written["labels"] == 0.5 and written["steps"] == 15
+        assert all(text in str(result) for text in ("miou", "floor", "random:pointwise", "50 % of the labels"))
+
+    def test_is_deterministic_and_seeded(self):
+        first, again, other = run(), run(), run(seed=1)
+        assert first.metrics == again.metrics
+        assert first.metrics != other.metrics
+
+    @pytest.mark.parametrize("probe", ["decoder", "finetune"])
+    def test_other_probes(self, probe):
+        assert run(probe=probe, labels=0.5).metrics["miou"] > 0
+
+    def test_a_run_folder_is_read_and_kept_frozen(self, tmp_path):
+        folder = exported(tmp_path / "run")
+        before = (folder / "encoder.safetensors").read_bytes()
+        result = run(encoder=str(folder), run=tmp_path / "probe")
+        assert result.origin == "run"
+        assert (folder / "encoder.safetensors").read_bytes() == before
+        assert (tmp_path / "probe" / "summary.json").exists()
+
+    def test_global_generator_is_left_alone_by_new_weights(self):
+        torch.manual_seed(0)
+        first = run().metrics
+        torch.manual_seed(1)
+        assert run().metrics == first
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"labels": 0.0}, r"--labels: a share in \(0, 1\]"),
+            ({"labels": 10}, r"--labels: a share in \(0, 1\]"),
+            ({"steps": 0}, "--steps: 1 or more"),
+            ({"preset": "tinny"}, "no preset 'tinny'; did you mean 'tiny'"),
+            ({"task_options": {"voxl": 1}}, "voxl: unknown; did you mean 'voxel'"),
+            ({"encoder": "pointwise"}, "random:pointwise"),
+            ({"data": "nowhere"}, "no such file or folder"),
+            ({"data_options": {"labelled": False}}, "has no labels"),
+        ],
+    )
+    def test_bad_input(self, changes, message, tmp_path):
+        with pytest.raises(UserError, match=message):
+            run(json=tmp_path / "result.json", **changes)
+        assert not list(tmp_path.iterdir())
+
+    def test_unknown_task(self):
+        with pytest.raises(UserError, match="unknown name 'segmentasion'; did you mean 'segmentation'"):
+            evaluate("segmentasion", encoder="raw", data="patches")
+
+
+class TestTable:
+    def test_all_rows_and_the_verdict(self, tmp_path):
+        folder, path, told = exported(tmp_path / "run"), tmp_path / "table.json", []
+        options = {**FAST, "steps": 15}
+        table = evaluate_table(
+            folder, data="patches", seeds=2, labels=(1.0, 0.2), task_options=options, json=path, tell=told.append
+        )
+        assert len(table.evaluations) == 2 * (3 * 2 + 2)
+        assert all(len(table.values(o, "linear", s)) == 2 for o in ("run", "random", "raw") for s in (1.0, 0.2))
+        assert len(table.rows()) == 1 + 3 * 2 + 2
+        assert list(table.transfer) == [0.1]
+        assert "from scratch" in str(table) and "margin" in str(table)
+        written = json.loads(path.read_text())
+        assert written["verdict"]["clear"] == table.margin.clear
+        assert len(written["evaluations"]) == 16
+        assert told
+
+    def test_equals_single_evaluations(self, tmp_path):
+        folder = exported(tmp_path / "run")
+        options = {**FAST, "steps": 15}
+        table = evaluate_table(folder, data="patches", seeds=1, seed=2, finetune_labels=(), task_options=options)
+        alone = run(encoder=str(folder), seed=2)
+        assert table.values("run", "linear", 1.0) == (alone.metrics["miou"],)
+        name, width = "random:pointwise", {"width": 10}
+        alone = run(encoder=name, encoder_options=width, seed=2, labels=0.1)
+        assert table.values("random", "linear", 0.1) == (alone.metrics["miou"],)
+
+    def test_runs_of_different_encoders(self, tmp_path):
+        one, two = exported(tmp_path / "one"), exported(tmp_path / "two")
+        facts = json.loads((two / "encoder.json").read_text())
+        other = registry.encoders.create("pointwise", {"width": 7})
+        save_weights(other, two / "encoder.safetensors")
+        (two / "encoder.json").write_text(json.dumps({**facts, "options": to_options(other.config)}))
+        with pytest.raises(UserError, match="different encoders"):
+            evaluate_table([one, two], data="patches")
+
+
+class TestMargin:
+    def test_clear(self):
+        margin = Margin((40.0, 42.0), (30.0, 32.0), (36.0, 37.0))
+        assert margin.clear and (margin.over_random, margin.over_raw) == (10.0, 4.5)
+        assert str(margin).startswith("A clear margin: +10.0 mIoU over random")
+
+    @pytest.mark.parametrize(
+        "margin",
+        [
+            Margin((40.0, 42.0), (33.0, 34.0), (36.0, 37.0)),  # 7.5 over random
+            Margin((40.0, 42.0), (30.0, 32.0), (38.0, 39.0)),  # 2.5 over raw
+            Margin((36.0, 50.0), (30.0, 32.0), (36.5, 37.0)),  # one bad seed
+        ],
+    )
+    def test_not_clear(self, margin):
+        assert not margin.clear
+        assert str(margin).startswith("NOT a clear margin")

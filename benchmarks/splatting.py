@@ -82,6 +82,7 @@ def peak_kernel() -> Callable[[int, int], None]:
     import numba
     from llvmlite import ir
     from numba.extending import intrinsic
+
     from splatlearn.splatting.kernels.lanes import WIDTH, Lanes
 
     array = numba.types.Array(numba.float32, 1, "C")
@@ -102,9 +103,9 @@ def peak_kernel() -> Callable[[int, int], None]:
 
     @numba.njit(parallel=True)
     def multiply_add(rounds: int, workers: int) -> None:
-        for _ in numba.prange(workers):
+        for _worker in numba.prange(workers):
             values = np.ones(10 * WIDTH, np.float32)
-            for _ in range(rounds):
+            for _round in range(rounds):
                 burst(values)
 
     numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))

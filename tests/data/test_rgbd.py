@@ -168,6 +168,15 @@ class TestOtherLayouts:
         assert [s.name for s in reader.skipped] == ["b"] and "no pose" in reader.skipped[0].reason
         assert "recording b is left out" in caplog.text
 
+    def test_folders_of_folders(self, tmp_path):
+        write_seven_scenes(tmp_path / "all/redkitchen/seq-01", frames=3)
+        write_scannet(tmp_path / "all/scans/scene0000_00", frames=3)
+        write_seven_scenes(tmp_path / ".hidden/seq-01", frames=3)
+        names = [s.name for s in RgbdReader(RgbdConfig(up="known"), tmp_path).scenes()]
+        assert names == ["all/redkitchen/seq-01", "all/scans/scene0000_00"]
+        only = RgbdReader(RgbdConfig(up="known", layout="scannet"), tmp_path).scenes()
+        assert [s.name for s in only] == ["all/scans/scene0000_00"]
+
     def test_found_by_source(self, tmp_path):
         write_seven_scenes(tmp_path / "kitchen", frames=3)
         assert RgbdReader.accepts(tmp_path) and not RgbdReader.accepts(tmp_path / "kitchen" / "nothing")

@@ -162,6 +162,19 @@ class TestDraw:
             draw_views(Fake("a"), views=2, gap=5, size=SIZE, rng=rng)
 
 
+class TestKitchen:
+    """The real recording: the last fifth of the frames is kept out."""
+
+    def test_split_and_draw(self, shared_data):
+        scenes = RgbdReader(RgbdConfig(), shared_data / "rgbd_7scenes_redkitchen").scenes()
+        train, val = (split_scenes(scenes, part)[0] for part in ("train", "val"))
+        assert val.cameras["frame"].tolist() == list(range(152, 190))
+        assert (len(pairs(train.cameras, 5)), len(pairs(val.cameras, 5))) == (147, 33)
+        rng = np.random.default_rng(0)
+        drawn = draw_views(val, views=2, gap=5, size=(160, 120), rng=rng, min_overlap=0.5)
+        assert len(drawn.frames) == 3 and overlap(drawn.frames, 0, 1) > 0.8
+
+
 class TestOverlap:
     def test_same_view_and_turned_away(self, recording):
         frames = recording.frames([0, 0], SIZE)

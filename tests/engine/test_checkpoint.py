@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from engine.toys import ToyEncoder, ToyEncoderConfig
 
+from engine.toys import ToyEncoder, ToyEncoderConfig
 from splatlearn.engine.checkpoint import (
     RunFolder,
     describe_encoder,
@@ -87,18 +87,19 @@ class TestDamage:
             assert newest_checkpoint(tmp_path).name == "step-00000007"
 
 
-class TestRunFolder:
-    SETTINGS = {"recipe": "toy", "size": (4, 3), "train": {"steps": 3, "learning_rate": 1e-5, "workers": 0}}
+SETTINGS = {"recipe": "toy", "size": (4, 3), "train": {"steps": 3, "learning_rate": 1e-5, "workers": 0}}
 
+
+class TestRunFolder:
     def make(self, path: Path, **train: object) -> RunFolder:
-        return RunFolder(path, {**self.SETTINGS, "train": {**self.SETTINGS["train"], **train}})
+        return RunFolder(path, {**SETTINGS, "train": {**SETTINGS["train"], **train}})
 
     def test_config_comes_back(self, tmp_path):
         folder = self.make(tmp_path / "a" / "run")
         folder.check("never")
         folder.begin()
         stored = yaml.safe_load((folder.path / "config.yaml").read_text())
-        assert stored == {**self.SETTINGS, "size": [4, 3]}
+        assert stored == {**SETTINGS, "size": [4, 3]}
         folder.check("auto")
 
     def test_never(self, tmp_path):

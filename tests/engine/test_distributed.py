@@ -1,14 +1,15 @@
 """Several processes equal one at equal global batch."""
 
 import json
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 import torch
-from engine.toys import ToyData, losses, run_rank
 from safetensors.torch import load_file
 
+from engine.toys import ToyData, losses, run_rank
 from splatlearn.engine.checkpoint import newest_checkpoint
 from splatlearn.engine.loader import Loader
 from splatlearn.engine.logs import JsonLines
@@ -59,10 +60,14 @@ def test_losses(runs):
 
 def test_weights_statistics_and_averages(runs):
     for stem in ("model", "average"):
-        states = [load_file(newest_checkpoint(runs[ranks] / "checkpoints") / f"{stem}.safetensors") for ranks in (1, 2)]
+        states = [
+            load_file(newest_checkpoint(runs[ranks] / "checkpoints") / f"{stem}.safetensors") for ranks in (1, 2)
+        ]
         assert states[0].keys() == states[1].keys()
         for name, value in states[0].items():
-            torch.testing.assert_close(states[1][name], value, rtol=2e-3, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                states[1][name], value, rtol=2e-3, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def test_logs_and_metrics(runs):
@@ -73,13 +78,13 @@ def test_logs_and_metrics(runs):
 
 
 def test_resume_is_exact(runs, tmp_path, context):
-    assert run_ranks(context, tmp_path / "run", 2, poisoned=False) == [0, 0]
-    assert losses(tmp_path / "run") == losses(runs[2])
-    for path in (tmp_path / "run" / "checkpoints" / "step-00000020", tmp_path / "run" / "summary.json"):
+    run = tmp_path / "run"
+    shutil.copytree(runs[2], run)
+    for path in (run / "checkpoints" / "step-00000020", run / "summary.json"):
         path.rename(tmp_path / path.name)
-    assert run_ranks(context, tmp_path / "run", 2) == [0, 0]
-    assert losses(tmp_path / "run") == losses(runs[2])
-    resumed = newest_checkpoint(tmp_path / "run" / "checkpoints") / "model.safetensors"
+    assert run_ranks(context, run, 2) == [0, 0]
+    assert losses(run) == losses(runs[2])
+    resumed = newest_checkpoint(run / "checkpoints") / "model.safetensors"
     assert resumed.read_bytes() == (tmp_path / "step-00000020" / "model.safetensors").read_bytes()
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine.toys import Clouds, ToyData
 
+from engine.toys import Clouds, ToyData
 from splatlearn.data.scene import Rejected
 from splatlearn.engine.loader import ATTEMPTS, LOYAL_ATTEMPTS, Loader, Order
 from splatlearn.errors import BadData, ConfigError, UserError
@@ -173,7 +173,7 @@ class TestErrors:
     def test_unknown_group(self):
         class Odd(ToyData):
             def scenes(self, split):
-                return {"all": list(super().scenes(split).values())[0]}
+                return {"all": next(iter(super().scenes(split).values()))}
 
         with pytest.raises(ConfigError, match="unknown groups"):
             make_loader(Odd(groups={"b": 1.0}))

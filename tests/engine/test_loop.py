@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from engine.toys import ToyData, ToyRecipe, losses, run_toy, toy_config
 from safetensors.torch import load_file
 
+from engine.toys import ToyData, ToyRecipe, losses, run_toy, toy_config
 from splatlearn.engine.checkpoint import load_encoder, newest_checkpoint
 from splatlearn.engine.logs import JsonLines
 from splatlearn.engine.loop import train
@@ -151,16 +151,16 @@ class TestGuard:
 
 class TestOptions:
     def test_bf16(self, tmp_path):
-        class Watched(ToyRecipe):
-            dtypes: list = []
+        dtypes = []
 
+        class Watched(ToyRecipe):
             def forward(self, batch, progress: Progress) -> Step:
-                self.dtypes.append((batch.points.xyz.dtype, self.head(batch.points.xyz.new_ones(1, 8)).dtype))
+                dtypes.append((batch.points.xyz.dtype, self.head(batch.points.xyz.new_ones(1, 8)).dtype))
                 return super().forward(batch, progress)
 
         recipe = Watched(ToyData())
         run_toy(tmp_path, recipe, steps=3, precision="bf16")
-        assert set(recipe.dtypes) == {(torch.float32, torch.bfloat16)}
+        assert set(dtypes) == {(torch.float32, torch.bfloat16)}
         assert recipe.head.weight.dtype == torch.float32
         assert losses(tmp_path)[-1] < losses(tmp_path)[0]
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from engine.toys import ToyData, ToyRecipe
 from torch import nn
 
+from engine.toys import ToyData, ToyRecipe
 from splatlearn.config import configure, to_options
 from splatlearn.engine.config import TrainConfig
 from splatlearn.engine.optimizers import (
@@ -44,11 +44,19 @@ class TestGroups:
 
     def test_layer_decay(self):
         found = by_name(ToyRecipe(ToyData()), TrainConfig(layer_decay=0.5))
-        scales = [found[f"{n}.weight"][0] for n in ("student.stem", "student.blocks.0.0", "student.blocks.1.0", "head")]
+        scales = [
+            found[f"{n}.weight"][0] for n in ("student.stem", "student.blocks.0.0", "student.blocks.1.0", "head")
+        ]
         assert scales == [0.25, 0.5, 1, 1]
 
     def test_layer_decay_counts_through_stages(self):
-        names = ["net.stem.w", "net.down.0.blocks.0.w", "net.down.0.blocks.1.w", "net.up.0.mix.w", "net.up.0.blocks.0.w"]
+        names = [
+            "net.stem.w",
+            "net.down.0.blocks.0.w",
+            "net.down.0.blocks.1.w",
+            "net.up.0.mix.w",
+            "net.up.0.blocks.0.w",
+        ]
         assert list(layer_factors(names, 0.5).values()) == [0.125, 0.25, 0.5, 0.5, 1.0]
 
     def test_unmatched_pattern(self):
@@ -70,7 +78,9 @@ class TestGroups:
 
 class TestSchedules:
     def test_one_cycle_is_torch(self):
-        config = TrainConfig(schedule="one-cycle", learning_rate=0.3, warmup=0.25, start_divisor=10, final_divisor=100)
+        config = TrainConfig(
+            schedule="one-cycle", learning_rate=0.3, warmup=0.25, start_divisor=10, final_divisor=100
+        )
         parameter = nn.Parameter(torch.zeros(1))
         optimizer = torch.optim.SGD([parameter], lr=0.3)
         torchs = torch.optim.lr_scheduler.OneCycleLR(

@@ -9,8 +9,8 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
-from engine.toys import final_digests, losses, run_threaded
 
+from engine.toys import final_digests, losses, run_threaded
 from splatlearn.engine.checkpoint import newest_checkpoint
 
 OPTIONS = {"steps": 10, "checkpoint_every": 3, "evaluate_every": 4, "pause": 0.02}

@@ -1,4 +1,4 @@
-"""A tiny encoder, data and recipe that use what the loop offers: gathers, batch norm, noise, buffers, rejections."""
+"""A tiny encoder, data and recipe that use what the loop offers: gathers, batch norm, noise, buffers, rejects."""
 
 import json
 import os
@@ -32,7 +32,6 @@ class Clouds(Batch):
 @dataclass
 class ToyScene(Scene):
     """A scene of nothing but a number."""
-
 
     number: int
     name: str = field(init=False)
@@ -93,7 +92,9 @@ class ToyEncoder(PointEncoder):
 
     @staticmethod
     def _block(width: int, dropout: float) -> nn.Sequential:
-        return nn.Sequential(nn.Linear(width, width, bias=False), PackedBatchNorm(width), nn.GELU(), nn.Dropout(dropout))
+        return nn.Sequential(
+            nn.Linear(width, width, bias=False), PackedBatchNorm(width), nn.GELU(), nn.Dropout(dropout)
+        )
 
     def embed(self, points: Points) -> Tokens:
         rows = torch.cat([points.xyz, stack_inputs(points, self.config.inputs)], 1)
@@ -173,7 +174,13 @@ def run_rank(run: Path, rank: int, ranks: int, port: int, **options: Any) -> Non
     """One of the processes that torchrun would start, without noise inside the model."""
     torch.set_num_threads(1)
     if ranks > 1:
-        values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+        values = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": ranks,
+            "LOCAL_WORLD_SIZE": ranks,
+            "MASTER_PORT": port,
+        }
         os.environ.update({name: str(value) for name, value in values.items()}, MASTER_ADDR="127.0.0.1")
     data = ToyData(rejecting=0.2, poisoned=(2,) if options.pop("poisoned", False) else ())
     run_toy(run, ToyRecipe(data, noise=0.0, dropout=0.0), device="cpu", **options)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 MAX_DEPTH = 3
 """Folders below the given one in which scenes are looked for (data set / split or scene / sequence)."""
-GLANCE = 8
+GLANCE = 32
 """Children a folder that a quick look at a path goes into."""
 
 

@@ -142,6 +142,7 @@ class Stage(nn.Module):
             "stem": 32,
             "channels": (32, 64, 96, 128, 96, 64, 64, 64),
             "layers": (1, 1, 1, 1, 1, 1, 1, 1),
+            "stem_kernel": 3,
         },
         "tiny": {
             "voxel": 0.1,

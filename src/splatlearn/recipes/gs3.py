@@ -26,8 +26,13 @@ from splatlearn.heads.gaussians import DepthConfig, DepthHead, OffsetConfig, Off
 from splatlearn.losses.photometric import LPIPS, mse, psnr
 from splatlearn.registry import recipes
 from splatlearn.splatting.baselines import BASELINES, regroup_counts
-from splatlearn.splatting.render import RenderOptions, Rendering, render
+from splatlearn.splatting.render import Rendering, RenderOptions, render
 from splatlearn.structures import Batch, Frames, Gaussians, Points
+
+
+GATE = 0.1
+"""What the transformer's output is first weighed with beside the encoder's own features, a learned factor a channel
+(as LayerScale in CaiT; our default): training starts from features that are not yet mixed with noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +188,7 @@ class GS3(Recipe[Views]):
         self.student = student.requires_grad_(not config.freeze_student)
         self.decoder = FeatureDecoder(student.channels[0], config.width)
         self.epipolar = EpipolarTransformer(config.transformer) if config.cross_view else None
+        self.gate = torch.nn.Parameter(torch.full((config.width,), GATE)) if config.feature_skip else 1.0
         self.head = (
             OffsetHead(config.offset, config.width)
             if config.formulation == "offset"
@@ -209,7 +215,7 @@ class GS3(Recipe[Views]):
             grid = self.decoder.to_grid(decoded, points, width, height)
             grid = self.epipolar(grid, frames.cameras, order=frames["order"])
             seen = gather_pixels(grid, points)
-            decoded = decoded + seen if self.config.feature_skip else seen
+            decoded = decoded + self.gate * seen if self.config.feature_skip else seen
         gaussians = self.head(decoded, points, frames.cameras)
         return gaussians.regroup(regroup_counts(gaussians.counts, frames.counts))
 
@@ -262,9 +268,7 @@ class GS3(Recipe[Views]):
     @torch.no_grad()
     def preview(self, batch: Views) -> dict[str, Tensor]:
         """Pictures of the first group: inputs, masks, photographs, renders, errors, depth, features, lines."""
-        first = Views(
-            names=batch.names[:1], frames=batch.frames.slice(0), targets=batch.targets.slice(0)
-        )
+        first = Views(names=batch.names[:1], frames=batch.frames.slice(0), targets=batch.targets.slice(0))
         points = first.frames.to_points()
         features = self.encode(points)
         rendering, _ = self.render(first)

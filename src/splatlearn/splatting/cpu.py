@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numba
 import numpy as np
 import torch
-from numba import config
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from splatlearn.splatting.kernels import binning, compositing, gradient, projection
+from splatlearn.splatting.kernels.compilation import config
 from splatlearn.structures import Cameras, Gaussians
 
 if TYPE_CHECKING:

@@ -4,126 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
+from splatlearn.verbs.check_report import CheckReport, PointsReport, SceneReport, ViewsReport
 
+if TYPE_CHECKING:
     from splatlearn.data.scene import Scene
 
 FEW_OVERLAP = 0.3
 """Below this mean share seen by both views of a pair, there is little to learn from a pair (our default)."""
-_SHOWN_NAMES = 6
 _OVERLAPS = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewsReport:
-    """Posed frames of a scene, every one decoded.
-
-    Args:
-        count: usable views.
-        native: width and height on disk.
-        field_of_view: horizontal and vertical, degrees.
-        path: metres from the first camera to the last, along the views.
-        depth_share: of the pixels have depth.
-        depth: metres, 1st, 50th and 99th percentile; empty without depth.
-        overlap: least and mean share of a view that its partner at the gap sees with the same depth; empty
-            without depth or pairs.
-        pairs: pairs at the gap.
-    """
-
-    count: int
-    native: tuple[int, int]
-    field_of_view: tuple[float, float]
-    path: float
-    depth_share: float
-    depth: tuple[float, ...]
-    overlap: tuple[float, ...]
-    pairs: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class PointsReport:
-    """The cloud of a scene.
-
-    Args:
-        count: points.
-        extent: metres along x, y, z.
-        attributes: on disk.
-        missing: of color, normal, label, instance.
-        not_finite: attribute -> rows with NaN or infinity.
-        labels: class id -> points; -1 is ignored.
-        boxes: oriented boxes.
-    """
-
-    count: int
-    extent: tuple[float, float, float]
-    attributes: tuple[str, ...]
-    missing: tuple[str, ...]
-    not_finite: Mapping[str, int]
-    labels: Mapping[int, int]
-    boxes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SceneReport:
-    """One scene; `views` or `points` is None where the scene has none."""
-
-    name: str
-    split: str
-    up: str
-    metric: str
-    notes: tuple[str, ...]
-    views: ViewsReport | None
-    points: PointsReport | None
-    skipped: Mapping[str, tuple[str, ...]]
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckReport:
-    """What `check` found; `str()` of it is a table, `to_dict()` is what `--json` writes.
-
-    Args:
-        data: as given.
-        reader: that read it.
-        classes: names of the class ids.
-        gap: raw frames between the views whose overlap was measured.
-        scenes: by name.
-        skipped: whole scenes that were left out: reason -> names.
-    """
-
-    data: str
-    reader: str
-    classes: tuple[str, ...]
-    gap: int
-    scenes: tuple[SceneReport, ...]
-    skipped: Mapping[str, tuple[str, ...]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they go into JSON."""
-        return asdict(self)
-
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
-
-        head = f"{self.data}: reader {self.reader}, {len(self.scenes)} scene(s)"
-        tables = [make(self.scenes) for make in (_views_table, _points_table)]
-        parts = [head, *(t for t in tables if t.row_count), *_label_lines(self), *_remarks(self)]
-        return Group(*parts)
-
-    def __str__(self) -> str:
-        from io import StringIO
-
-        from rich.console import Console
-
-        console = Console(file=StringIO(), width=118, highlight=False, markup=False)
-        console.print(self)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
 
 def check(
@@ -347,82 +238,3 @@ def _write(path: Path, report: CheckReport) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _views_table(scenes: Iterable[SceneReport]) -> Table:
-    names = ("scene", "views", "left out", "size", "angles", "path m", "depth m, 1/50/99 %", "filled")
-    table = _table("Posed frames", *names, "overlap, least/mean", "up", "metric")
-    for scene in scenes:
-        if (v := scene.views) is not None:
-            table.add_row(
-                scene.name,
-                str(v.count),
-                str(sum(map(len, scene.skipped.values()))),
-                f"{v.native[0]}x{v.native[1]}",
-                f"{v.field_of_view[0]:.0f}x{v.field_of_view[1]:.0f}",
-                f"{v.path:g}",
-                "/".join(f"{d:.2f}" for d in v.depth) or "none",
-                f"{v.depth_share:.0%}",
-                "/".join(f"{o:.0%}" for o in v.overlap) or "none",
-                scene.up,
-                scene.metric,
-            )
-    return table
-
-
-def _points_table(scenes: Iterable[SceneReport]) -> Table:
-    table = _table(
-        "Clouds", "scene", "split", "points", "extent m", "has", "lacks", "classes", "boxes", "up", "metric"
-    )
-    for scene in scenes:
-        if (p := scene.points) is not None:
-            table.add_row(
-                scene.name,
-                scene.split,
-                f"{p.count:,}",
-                " x ".join(f"{e:.1f}" for e in p.extent),
-                " ".join(p.attributes),
-                " ".join(p.missing),
-                str(len([label for label in p.labels if label >= 0])),
-                str(p.boxes),
-                scene.up,
-                scene.metric,
-            )
-    return table
-
-
-def _label_lines(report: CheckReport) -> list[str]:
-    totals: Counter[int] = Counter()
-    for scene in report.scenes:
-        totals.update(scene.points.labels if scene.points else {})
-    every = sum(totals.values())
-    if not every:
-        return []
-    names = {-1: "ignored", **dict(enumerate(report.classes))}
-    shares = [f"{names.get(label, label)} {totals[label] / every:.1%}" for label in sorted(totals)]
-    return ["", "Labels: " + ", ".join(shares)]
-
-
-def _remarks(report: CheckReport) -> list[str]:
-    lines: list[str] = []
-    for scene in report.scenes:
-        lines += [f"{scene.name}: {note}" for note in scene.notes]
-        lines += [f"{scene.name}: warning: {warning}" for warning in scene.warnings]
-        lines += [f"{scene.name}: left out {_listed(names)}: {why}" for why, names in scene.skipped.items()]
-    lines += [f"scene left out ({_listed(names)}): {why}" for why, names in report.skipped.items()]
-    return ["", *lines] if lines else []
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return f"{len(names)} ({', '.join(names[:_SHOWN_NAMES])}{more})"

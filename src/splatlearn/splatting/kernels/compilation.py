@@ -35,7 +35,8 @@ ONLY_PRANGE: Any = {
 
 def helper(function: Callable[..., Any]) -> Any:
     """Compiles a function that only kernels call; it becomes part of each of them."""
-    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)
+    inner: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(**inner, **OPTIONS)(function)
 
 
 def kernel(function: Callable[..., Any]) -> Any:

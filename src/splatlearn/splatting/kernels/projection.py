@@ -132,7 +132,7 @@ def project_range(
     boxes: np.ndarray,
     tiles: np.ndarray,
 ) -> bool:
-    """Projects Gaussians begin to end into one view; the pair of Gaussian i is i + shift. Whether all are finite."""
+    """Projects Gaussians begin to end into one view; the pair of Gaussian i is i + shift. Returns: all finite."""
     basis, clean = np.empty(25), True
     for i in range(begin, end):
         pair = i + shift

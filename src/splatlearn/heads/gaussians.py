@@ -36,6 +36,8 @@ class GaussianConfig:
         scale_min: smallest scale in units of about 0.2 pixel (pixelSplat).
         scale_max: largest scale in the same unit (pixelSplat).
         initial_pixels: standard deviation at initialisation, pixels (our default: not stated).
+        color_gain: factor of all coefficients (pixelSplat: 1); 3.5, about 1 / Y_00, makes the layer predict RGB as such,
+            which learns faster.
         rotate_sh: whether colours are predicted in the camera's axes and rotated to the world's (pixelSplat).
     """
 
@@ -44,6 +46,7 @@ class GaussianConfig:
     scale_min: float = 0.5
     scale_max: float = 15.0
     initial_pixels: float = 1.0
+    color_gain: float = 1.0
     rotate_sh: bool = True
 
     def __post_init__(self) -> None:
@@ -348,7 +351,7 @@ def _harmonics(raw: Tensor, counts: list[int], turn: Tensor, config: GaussianCon
     """(N K 3) coefficients in world axes; band l is weighed by 0.1 * 0.25^l, so that views start to agree."""
     sh = raw.view(len(raw), config.coefficients, 3)
     bands = [1.0] + [0.1 * 0.25**band for band in range(1, config.sh_degree + 1) for _ in range(2 * band + 1)]
-    sh = sh * sh.new_tensor(bands)[:, None]
+    sh = sh * (config.color_gain * sh.new_tensor(bands))[:, None]
     if not config.rotate_sh or config.sh_degree == 0:
         return sh
     rotations = harmonic_rotations(turn, config.sh_degree)

@@ -32,11 +32,12 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-class TestSample:
-    @pytest.fixture(scope="class")
-    def batch(self) -> Views:
-        return batch_of(job().build())
+@pytest.fixture(scope="module")
+def batch() -> Views:
+    return batch_of(job().build())
 
+
+class TestSample:
     def test_shapes(self, batch):
         assert batch.frames.counts == (2, 2)
         assert batch.targets.counts == (3, 3)

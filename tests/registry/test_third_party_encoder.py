@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from encoder_checks import CHECKS, check_save_and_load
 
+from splatlearn.engine.checkpoint import load_encoder
 from splatlearn.errors import ConfigError
 from splatlearn.registry import encoders
+from splatlearn.structures import Points
+from splatlearn.verbs.pretrain import pretrain
 
 
 @pytest.fixture
@@ -41,3 +45,10 @@ def test_passes_every_check(installed, check):
 
 def test_save_and_load(installed, tmp_path):
     check_save_and_load(encoders, installed, str(tmp_path / "weights.safetensors"))
+
+
+def test_pre_trains_and_its_run_can_be_encoded_with(installed, tmp_path):
+    summary = pretrain("gs3", preset="tiny", encoder=installed, run=tmp_path / "run", steps=3, seed=0)
+    assert summary.facts["encoder"]["name"] == "toy.tiny"
+    features = load_encoder(tmp_path / "run")(Points(xyz=torch.rand(50, 3), attributes={"color": torch.rand(50, 3)}))
+    assert len(features.dense()) == 50

@@ -107,7 +107,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_weights(path)
     if not path.is_file():
-        raise BadData(f"{path}: no such file of weights")
+        raise BadData(
+            f"{path}: no such file of weights. LPIPS needs VGG16 (torchvision's keys) in .safetensors or .pth: give its "
+            "path (--recipe.lpips_weights), or leave LPIPS out (--recipe.lpips 0)"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -7,7 +7,7 @@ WORKERS ?= 2
 # One thread a test process: with two of them, more threads would only wait for each other.
 SINGLE := OMP_NUM_THREADS=1
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test test-slow lint format clean
 
 setup: $(READY)
 
@@ -20,7 +20,10 @@ demo: setup
 	$(BIN)/splatlearn demo --out demo
 
 test: setup
-	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	$(SINGLE) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m "not slow"
+
+test-slow: setup
+	$(SINGLE) $(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff check

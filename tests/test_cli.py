@@ -1,5 +1,6 @@
 """The command line: its frozen surface, its errors and exit codes, and that asking costs no heavy import."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import pytest
 
 from splatlearn import cli, verbs
-from splatlearn.cli import main, parameters, parse
+from splatlearn.cli import main, parse
 from splatlearn.errors import BadData, ConfigError
 
 SURFACE = """
@@ -89,12 +90,14 @@ HEAVY = ("torch", "numpy", "numba", "lightning", "matplotlib", "scipy", "timm", 
 def listing() -> str:
     lines = []
     for name in verbs.VERBS:
-        lines += ["", name, *("  " + cli._left(p) for p in flags(name))]
+        lines += ["", name, *("  " + " ".join([*a.option_strings[:1], str(a.metavar)]).strip() for a in flags(name))]
     return "\n".join(lines)
 
 
-def flags(name: str) -> list[cli.Parameter]:
-    return list(parameters(verbs.verb(name)).values())
+def flags(name: str) -> list[argparse.Action]:
+    """The arguments that the help of a verb shows, but for those of every verb."""
+    actions = cli.build_parser(name, verbs.verb(name))._actions
+    return [a for a in actions if a.help != argparse.SUPPRESS and a.dest not in ("config", "debug", "help")]
 
 
 def toy(
@@ -148,7 +151,7 @@ class TestSurface:
         for name in verbs.VERBS:
             summary, described = cli.explain(verbs.verb(name))
             assert summary, name
-            missing = {p.name for p in flags(name)} - set(described)
+            missing = {action.dest for action in flags(name)} - set(described)
             assert not missing, f"{name}: no word about {missing}"
 
     def test_verbs_are_functions_of_the_package(self):
@@ -176,6 +179,8 @@ class TestParsing:
 
     def test_nested_and_negative_values(self):
         assert arguments("gs3 --run a --data.x.y -3")["data_options"] == {"x": {"y": "-3"}}
+        assert arguments("gs3 --run a --data.x -1e-3 --steps -5")["data_options"] == {"x": "-1e-3"}
+        assert arguments("gs3 --run a --size -1,2")["size"] == (-1, 2)
 
     def test_a_positional_may_be_named(self):
         assert arguments("--recipe gs3 --run a")["recipe"] == "gs3"

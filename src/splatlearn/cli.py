@@ -2,17 +2,23 @@
 
 A parameter before `*` is a positional argument, which may be given as a flag all the same; one after it is a flag;
 a mapping called `GROUP_options` takes `--GROUP.OPTION VALUE`: what the options are is the business of the part.
+argparse splits the words, jsonargparse reads the values: its own parser stops at the first error, takes no flags
+between positional words, and cannot hold `--data NAME` beside `--data.OPTION`.
 """
 
+import argparse
+import functools
 import inspect
 import os
+import re
+import shutil
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import Parameter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 from splatlearn import __version__
 from splatlearn.config import check_value, merge
@@ -21,11 +27,6 @@ from splatlearn.verbs import VERBS, columns, verb
 
 METAVARS = {"data": "NAME_OR_DIR", "encoder": "NAME_OR_RUN", "run": "DIR", "json": "FILE"}
 """What stands for a value in the help where the type alone says too little."""
-COMMON = (
-    ("--config FILE", "YAML file of the same settings (a run's config.yaml is one); flags win over it"),
-    ("--debug", "show the traceback of an error"),
-    ("-h, --help", "show this help"),
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,7 +62,7 @@ def run(words: Sequence[str]) -> Any:
         raise ConfigError(f"unknown verb {name!r}{nearest(name, VERBS)} (known: {', '.join(VERBS)})")
     function = verb(name)
     if "-h" in rest or "--help" in rest:
-        return usage(name, function)
+        return build_parser(name, function).format_help().rstrip()
     positional, flags = parse(function, rest)
     return function(*positional, **flags)
 
@@ -75,44 +76,20 @@ def overview() -> str:
     )
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One argument of a verb.
+def explain(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """First line of a docstring, and what it says of each argument."""
+    from docstring_parser import parse as parse_docstring
 
-    Args:
-        name: of the function's parameter.
-        hint: its type; of one item when `repeated`.
-        default: `inspect.Parameter.empty` when it must be given.
-        positional: given by place, not by flag.
-        repeated: takes every remaining positional word.
-        group: `data` for `data_options`, else empty.
-    """
-
-    name: str
-    hint: Any
-    default: Any
-    positional: bool
-    repeated: bool
-    group: str
-
-    @property
-    def required(self) -> bool:
-        """Whether it must be given."""
-        return self.default is inspect.Parameter.empty
-
-    @property
-    def shown(self) -> str:
-        """How it is written: `RECIPE`, `--steps`, `--data.OPTION`."""
-        if self.group:
-            return f"--{self.group}.OPTION"
-        return self.name.upper() if self.positional else f"--{self.name.replace('_', '-')}"
+    parsed = parse_docstring(function.__doc__ or "")
+    return parsed.short_description or "", {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
 
 
 def parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
-    """The arguments of a verb by name."""
+    """The parameters of a verb by name, with real types; what it returns may be a name for type checkers only."""
     annotations = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
     hints = typing.get_type_hints(SimpleNamespace(__annotations__=annotations), function.__globals__)
-    return {name: _parameter(p, hints[name]) for name, p in inspect.signature(function).parameters.items()}
+    signature = inspect.signature(function).parameters
+    return {name: parameter.replace(annotation=hints[name]) for name, parameter in signature.items()}
 
 
 def parse(function: Callable[..., Any], words: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
@@ -121,96 +98,163 @@ def parse(function: Callable[..., Any], words: Sequence[str]) -> tuple[list[Any]
     Raises:
         ConfigError: every unknown flag, missing or invalid value, in one message.
     """
-    known, problems = parameters(function), []
-    given = _given(words, known, problems)
-    if "config" in given and "config" not in known:
+    known = parameters(function)
+    parser = build_parser(function.__name__, function, words)
+    found, surplus = parser.parse_known_intermixed_args(words, argparse.Namespace(problems=parser.problems))
+    given = vars(found)
+    problems: list[str] = given.pop("problems")
+    problems += [f"{word}: one argument too many; options start with '--'" for word in surplus]
+    if "config" in given:
         given = merge(_from_file(given.pop("config"), known, problems), given)
     for name, parameter in known.items():
         if name in given:
             given[name] = _checked(given[name], parameter, problems)
-        elif parameter.required:
-            problems.append(f"{parameter.shown}: required")
+        elif parameter.default is Parameter.empty:
+            problems.append(f"{_shown(parameter)}: required")
     if problems:
         raise ConfigError("\n".join(problems))
-    places = [p for p in known.values() if p.positional]
-    words_of = [value for p in places for value in _spread(given.pop(p.name, p.default), p.repeated)]
-    return words_of, given
+    positional: list[Any] = []
+    for parameter in filter(_is_positional, known.values()):
+        value = given.pop(parameter.name, parameter.default)
+        positional += value if parameter.kind is Parameter.VAR_POSITIONAL else [value]
+    return positional, given
 
 
-def usage(name: str, function: Callable[..., Any]) -> str:
-    """The help of one verb."""
-    summary, described = explain(function)
-    known = parameters(function)
-    body = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:")[0].partition("\n")[2].strip()
-    first = [
-        p.shown + ("..." if p.repeated else "") if p.required else f"[{p.shown}]"
-        for p in known.values()
-        if p.positional
-    ]
-    needed = [f"{p.shown} {_metavar(p)}" for p in known.values() if p.required and not p.positional]
-    rows = [(_left(p), _right(p, described.get(p.name, ""))) for p in known.values()]
-    sections = [
-        f"usage: splatlearn {' '.join([name, *first, *needed])} [options]",
-        summary,
-        body,
-        columns([*rows, *COMMON]),
-    ]
-    return "\n\n".join(section for section in sections if section)
+class Layout(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal, 110 characters at most; `--steps N`, though the parser bears a missing N."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=min(shutil.get_terminal_size((100, 24)).columns, 110))
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return str(action.metavar)
 
 
-def explain(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
-    """First line of a docstring, and what it says of each argument."""
-    from docstring_parser import parse as parse_docstring
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose own errors are `ConfigError`; `problems` are the unknown flags of the words it was made for."""
 
-    parsed = parse_docstring(function.__doc__ or "")
-    return parsed.short_description or "", {
-        p.arg_name: " ".join((p.description or "").split()) for p in parsed.params
-    }
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=Layout, add_help=False, allow_abbrev=False, **settings)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # Python 3.14's: older ones refuse `-1e-3` and `-1,2`
+        self.problems: list[str] = []
 
-
-def _given(words: Sequence[str], known: Mapping[str, Parameter], problems: list[str]) -> dict[str, Any]:
-    """Parameter -> text (or mapping of texts, or list of texts); unknown flags become problems."""
-    given: dict[str, Any] = {}
-    queue = list(words)
-    while queue:
-        word = queue.pop(0)
-        free = [p for p in known.values() if p.positional and (p.repeated or p.name not in given)]
-        if word.startswith("--"):
-            _flag(word, queue, known, given, problems)
-        elif free and free[0].repeated:
-            given.setdefault(free[0].name, []).append(word)
-        elif free:
-            given[free[0].name] = word
-        else:
-            problems.append(f"{word}: one argument too many; options start with '--'")
-    return given
+    def error(self, message: str) -> NoReturn:
+        """Raises: ConfigError."""
+        raise ConfigError(message)
 
 
-def _flag(
-    word: str, queue: list[str], known: Mapping[str, Parameter], given: dict[str, Any], problems: list[str]
-) -> None:
-    flag, equals, value = word[2:].partition("=")
-    head, _, option = flag.replace("-", "_").partition(".")
-    name = f"{head}_options" if option else head
-    parameter = known.get(name)
-    if not equals:
-        value = _next_value(queue, parameter)
-    if name == "config" or (parameter and bool(option) == bool(parameter.group)):
-        if value is None:
-            problems.append(f"--{flag}: needs a value")
+class Store(argparse.Action):
+    """Keeps the text of a flag, that of `--GROUP.OPTION` under its option; a missing one is a problem."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        option = (option_string or "").partition(".")[2].replace("-", "_")
+        if values is None:
+            namespace.problems.append(f"{option_string}: needs a value")
         elif option:
-            given[name] = merge(given.get(name, {}), {option: value})
-        else:
-            given[name] = value
-    else:
-        flags = [p.shown for p in known.values() if not p.positional]
-        problems.append(f"--{flag}: unknown{nearest(f'--{flag}', flags)} (known: {', '.join(flags)})")
+            values = merge(getattr(namespace, self.dest, {}), {option: values})
+        if values is not None:
+            setattr(namespace, self.dest, values)
 
 
-def _next_value(queue: list[str], parameter: Parameter | None) -> str | None:
-    if parameter and parameter.hint is bool and (not queue or queue[0] not in ("true", "false")):
-        return "true"
-    return queue.pop(0) if queue and not queue[0].startswith("--") else None
+def build_parser(name: str, function: Callable[..., Any], words: Sequence[str] = ()) -> CommandParser:
+    """The parser of a verb.
+
+    Args:
+        name: of the verb.
+        function: the verb; its parameters are the arguments.
+        words: of the command: their `--GROUP.OPTION` flags are added, and unknown flags as problems.
+    """
+    summary, described = explain(function)
+    known = parameters(function).values()
+    body = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:")[0].partition("\n")[2].strip()
+    needed = filter(None, map(_in_usage, sorted(known, key=_is_positional, reverse=True)))
+    parser = CommandParser(
+        prog=f"splatlearn {name}",
+        usage=" ".join(["%(prog)s", *needed, "[options]"]),
+        description=f"{summary}\n\n{body}".strip(),
+    )
+    given = dict.fromkeys(word.partition("=")[0] for word in words if re.match("--.", word))
+    add = functools.partial(parser.add_argument, default=argparse.SUPPRESS)
+    actions = [action for p in known for action in _add(add, p, described.get(p.name, ""), given)]
+    file = "YAML file of the same settings (a run's config.yaml is one); flags win over it"
+    actions.append(add("--config", metavar="FILE", nargs="?", action=Store, help=file))
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add("-h", "--help", action="store_true", help="show this help")
+    flags = [_shown(p) for p in known if not _is_positional(p)]
+    taken = {"--debug", "--help", *(flag for action in actions for flag in action.option_strings)}
+    for flag in [flag for flag in given if flag not in taken]:
+        add(flag, nargs="?", help=argparse.SUPPRESS)
+        parser.problems.append(f"{flag}: unknown{nearest(flag, flags)} (known: {', '.join(flags)})")
+    return parser
+
+
+def _add(
+    add: Callable[..., argparse.Action], parameter: Parameter, text: str, given: Iterable[str]
+) -> list[argparse.Action]:
+    """Adds one parameter. None is required of the parser: a file may give it too."""
+    text = (text + _default(parameter)).replace("%", "%%")
+    flag = f"--{parameter.name.replace('_', '-')}"
+    if _is_positional(parameter):
+        nargs = "*" if parameter.kind is Parameter.VAR_POSITIONAL else "?"
+        return [
+            add(parameter.name, metavar=_shown(parameter), nargs=nargs, help=text),
+            add(flag, dest=parameter.name, nargs="?", action=Store, help=argparse.SUPPRESS),
+        ]
+    head, dot, _ = _shown(parameter).partition(".")
+    options = [word for word in given if dot and word.startswith(f"{head}.")]
+    names = dict.fromkeys([_shown(parameter), *options])
+    const = "true" if parameter.annotation is bool else None
+    shown = "VALUE" if dot else _metavar(parameter)
+    return [add(*names, dest=parameter.name, metavar=shown, nargs="?", const=const, action=Store, help=text)]
+
+
+def _shown(parameter: Parameter) -> str:
+    """How an argument is written: `RECIPE`, `--steps`, `--data.OPTION`."""
+    if _is_positional(parameter):
+        return parameter.name.upper()
+    group = parameter.name.removesuffix("_options")
+    return f"--{group}.OPTION" if group != parameter.name else f"--{group.replace('_', '-')}"
+
+
+def _is_positional(parameter: Parameter) -> bool:
+    return parameter.kind is not Parameter.KEYWORD_ONLY
+
+
+def _in_usage(parameter: Parameter) -> str:
+    """What the usage line says of an argument, nothing of one that may be left out by its flag."""
+    shown, needed = _shown(parameter), parameter.default is Parameter.empty
+    if not _is_positional(parameter):
+        return f"{shown} {_metavar(parameter)}" if needed else ""
+    shown += "..." if parameter.kind is Parameter.VAR_POSITIONAL else ""
+    return shown if needed else f"[{shown}]"
+
+
+def _default(parameter: Parameter) -> str:
+    default = parameter.default
+    if default is Parameter.empty:
+        return "" if _is_positional(parameter) else " (required)"
+    if default in (None, False, (), ""):
+        return ""
+    return f" (default: {','.join(map(str, default)) if isinstance(default, tuple) else default})"
+
+
+def _metavar(parameter: Parameter) -> str:
+    hint = parameter.annotation
+    if parameter.name in METAVARS:
+        return METAVARS[parameter.name]
+    choices = [arg for arg in typing.get_args(hint) if arg is not type(None)] or [hint]
+    if typing.get_origin(hint) is typing.Literal:
+        return "|".join(map(str, choices))
+    if tuple in (typing.get_origin(choice) for choice in (hint, *choices)):
+        return "N,N"
+    kinds = {bool: "", int: "N", float: "X", Path: "PATH", str: "TEXT"}
+    return next((text for kind, text in kinds.items() if kind in choices), "VALUE")
 
 
 def _from_file(path: str, known: Mapping[str, Parameter], problems: list[str]) -> dict[str, Any]:
@@ -225,91 +269,32 @@ def _from_file(path: str, known: Mapping[str, Parameter], problems: list[str]) -
         raise ConfigError(f"--config {path}: expected settings (`steps: 300`), got {type(settings).__name__}")
     given: dict[str, Any] = {}
     for key, value in settings.items():
-        _setting(str(key), value, path, known, given, problems)
+        head, _, option = str(key).partition(".")
+        options = f"{head}_options"
+        if options in known and option:
+            given = merge(given, {options: {option: value}})
+        elif options in known and isinstance(value, Mapping):
+            if head in known and set(value) <= {"name", "options"}:
+                given[head], value = value.get("name"), value.get("options") or {}
+            given = merge(given, {options: value})
+        elif key in known:
+            given[key] = value
+        else:
+            names = [name.removesuffix("_options") for name in known]
+            problems.append(f"--config {path}: {key}: unknown{nearest(str(key), names)} (known: {', '.join(names)})")
     return given
 
 
-def _setting(
-    key: str,
-    value: Any,
-    path: str,
-    known: Mapping[str, Parameter],
-    given: dict[str, Any],
-    problems: list[str],
-) -> None:
-    head, _, option = key.partition(".")
-    options = f"{head}_options"
-    if option and options in known:
-        given[options] = merge(given.get(options, {}), {option: value})
-    elif isinstance(value, Mapping) and options in known:
-        part = dict(value)
-        if head in known and set(part) <= {"name", "options"}:
-            given[head] = part.pop("name", None)
-            part = part.get("options") or {}
-        given[options] = merge(given.get(options, {}), part)
-    elif key in known:
-        given[key] = value
-    else:
-        names = [p.group or p.name for p in known.values()]
-        problems.append(f"--config {path}: {key}: unknown{nearest(key, names)} (known: {', '.join(names)})")
-
-
 def _checked(value: Any, parameter: Parameter, problems: list[str]) -> Any:
-    where = parameter.shown
-    if parameter.group:
+    where, hint = _shown(parameter), parameter.annotation
+    if where.endswith(".OPTION"):
         if not isinstance(value, Mapping):
             problems.append(f"{where}: a mapping expected, got {value!r}")
         return value
-    if parameter.repeated:
+    if parameter.kind is Parameter.VAR_POSITIONAL:
         values = value if isinstance(value, list) else [value]
-        return [check_value(item, parameter.hint, where, problems) for item in values]
-    return check_value(value, parameter.hint, where, problems)
-
-
-def _parameter(parameter: inspect.Parameter, hint: Any) -> Parameter:
-    positional = parameter.kind is not inspect.Parameter.KEYWORD_ONLY
-    repeated = parameter.kind is inspect.Parameter.VAR_POSITIONAL
-    return Parameter(
-        name=parameter.name,
-        hint=hint,
-        default=parameter.default,
-        positional=positional,
-        repeated=repeated,
-        group=parameter.name.removesuffix("_options") if parameter.name.endswith("_options") else "",
-    )
-
-
-def _spread(value: Any, repeated: bool) -> list[Any]:
-    return list(value) if repeated else [value]
-
-
-def _left(parameter: Parameter) -> str:
-    if parameter.positional:
-        return parameter.shown
-    return f"{parameter.shown} {'VALUE' if parameter.group else _metavar(parameter)}".rstrip()
-
-
-def _right(parameter: Parameter, text: str) -> str:
-    if parameter.required and not parameter.positional:
-        return f"{text} (required)"
-    if parameter.required or parameter.default in (None, False, (), "") or parameter.group:
-        return text
-    default = parameter.default
-    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-    return f"{text} (default: {shown})"
-
-
-def _metavar(parameter: Parameter) -> str:
-    hint = parameter.hint
-    if parameter.name in METAVARS:
-        return METAVARS[parameter.name]
-    if tuple in {typing.get_origin(choice) for choice in (hint, *typing.get_args(hint))}:
-        return "N,N"
-    choices = [arg for arg in typing.get_args(hint) if arg is not type(None)] or [hint]
-    if typing.get_origin(hint) is typing.Literal:
-        return "|".join(map(str, choices))
-    kinds = {bool: "", int: "N", float: "X", Path: "PATH", str: "TEXT"}
-    return next((text for kind, text in kinds.items() if kind in choices), "VALUE")
+        return [check_value(item, hint, where, problems) for item in values]
+    return check_value(value, hint, where, problems)
 
 
 def _message(error: Exception) -> str:

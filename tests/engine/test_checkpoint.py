@@ -150,9 +150,7 @@ class TestEncoder:
         torch.manual_seed(1)
         encoder = ToyEncoder(ToyEncoderConfig(inputs=("color", "normal"), width=6))
         encoder.stem = torch.nn.Linear(6, 6)
-        save_checkpoint(
-            run / "checkpoints", {"step": 1}, {"encoder": encoder.state_dict()}, describe_encoder(encoder)
-        )
+        save_checkpoint(run / "checkpoints", {"step": 1}, {"encoder": encoder.state_dict()}, describe_encoder(encoder))
         return encoder
 
     def test_round_trip(self, tmp_path):

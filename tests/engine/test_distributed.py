@@ -60,14 +60,10 @@ def test_losses(runs):
 
 def test_weights_statistics_and_averages(runs):
     for stem in ("model", "average"):
-        states = [
-            load_file(newest_checkpoint(runs[ranks] / "checkpoints") / f"{stem}.safetensors") for ranks in (1, 2)
-        ]
+        states = [load_file(newest_checkpoint(runs[ranks] / "checkpoints") / f"{stem}.safetensors") for ranks in (1, 2)]
         assert states[0].keys() == states[1].keys()
         for name, value in states[0].items():
-            torch.testing.assert_close(
-                states[1][name], value, rtol=2e-3, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            torch.testing.assert_close(states[1][name], value, rtol=2e-3, atol=2e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_logs_and_metrics(runs):

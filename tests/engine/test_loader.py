@@ -205,7 +205,7 @@ class TestMainModule:
             env={"PYTHONPATH": ":".join(paths)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
         )
 
     def test_script(self, tmp_path):

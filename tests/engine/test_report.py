@@ -37,9 +37,7 @@ def run(tmp_path):
     (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 50, "lo')
     summary = {"steps": 50, "metrics": METRICS, "steps_per_second": 9.5, "peak_memory_mb": 1234.5}
     summary |= {"gaussians_per_sample": 9600, "seconds": {"data": 0.01, "forward": 0.05, "backward": 0.04}}
-    (folder / "summary.json").write_text(
-        json.dumps({**summary, "versions": {"torch": "9.9"}, "rejected": {"dark": 3}})
-    )
+    (folder / "summary.json").write_text(json.dumps({**summary, "versions": {"torch": "9.9"}, "rejected": {"dark": 3}}))
     return folder
 
 

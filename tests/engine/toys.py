@@ -67,9 +67,7 @@ class ToyData:
         color = (xyz * (scene.number % 5 + 1)).sin() / 2 + 0.5
         if scene.number in self.poisoned:
             color[0] = float("nan")
-        points = Points(
-            xyz=xyz, attributes={"color": color, "center": xyz.mean(0).expand(len(xyz), 3).contiguous()}
-        )
+        points = Points(xyz=xyz, attributes={"color": color, "center": xyz.mean(0).expand(len(xyz), 3).contiguous()})
         return Clouds(names=(scene.name,), points=points)
 
 

@@ -4,7 +4,7 @@ import torch
 from splatlearn.encoders.base import PointEncoderConfig
 from splatlearn.errors import UserError
 from splatlearn.structures import Points
-from splatlearn.tasks.base import RawInputs, calibrate, check_inputs, dense, resolve_encoder
+from splatlearn.tasks.base import LinearProbe, RawInputs, calibrate, check_inputs, dense, resolve_encoder
 from tasks import worlds
 
 
@@ -94,6 +94,20 @@ class TestCalibrate:
         assert norm.momentum == 0.1 and not encoder.training
         assert torch.equal(before, encoder.get_parameter("first.weight"))
         assert all(p.grad is None for p in encoder.parameters())
+
+
+class TestLinearProbe:
+    def test_the_layer_with_the_least_recent_loss_is_used(self):
+        probe, features = LinearProbe(3, 2, heads=3).eval(), torch.randn(5, 3)
+        probe.observe(torch.tensor([1.0, 3.0, 2.0]))
+        assert torch.equal(probe(features), probe.each(features)[0])
+        for _ in range(60):
+            probe.observe(torch.tensor([1.0, 0.5, 2.0]))
+        assert torch.equal(probe(features), probe.each(features)[1])
+
+    def test_layers_share_nothing(self):
+        probe = LinearProbe(3, 2, heads=2)
+        assert {name.partition(".")[0] for name, p in probe.named_parameters() if p.requires_grad} == {"heads"}
 
 
 class TestDense:

@@ -41,9 +41,7 @@ class PatchScene(Scene):
             "normal": torch.from_numpy(normal).float(),
             "label": torch.from_numpy(np.where(rng.random(self.count) < 0.1, -1, label)),
         }
-        kept = {name: values[name] for name in self.channels} | (
-            {"label": values["label"]} if self.labelled else {}
-        )
+        kept = {name: values[name] for name in self.channels} | ({"label": values["label"]} if self.labelled else {})
         return Points(xyz=torch.from_numpy(xyz).float(), attributes=kept)
 
 

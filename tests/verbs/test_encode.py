@@ -51,9 +51,7 @@ class TestEncode:
         result = run(tmp_path, data_options=options, format="npz", encoder_options={"inputs": ["color"]}, every=2)
         assert dict(result.files) == {"film-000000.npz": 46, "film-000010.npz": 46}
         assert np.load(tmp_path / "film-000010.npz")["pixel"].tolist() == list(range(2, 48))
-        small = run(
-            tmp_path / "s", data_options=options, encoder_options={"inputs": ["color"]}, size=(4, 3), every=2
-        )
+        small = run(tmp_path / "s", data_options=options, encoder_options={"inputs": ["color"]}, size=(4, 3), every=2)
         assert set(small.files.values()) == {10}
 
     def test_nothing_is_overwritten(self, tmp_path):

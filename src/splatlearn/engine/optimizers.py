@@ -38,7 +38,8 @@ def parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, A
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not named:
         raise UserError(f"{type(module).__name__} has no parameter to train: everything is frozen")
-    _check_patterns({"rates": tuple(config.rates), "no_decay": config.no_decay}, named)
+    patterns = {"rates": tuple(config.rates), "no_decay": config.no_decay}
+    _check_patterns(patterns, dict(module.named_parameters()))  # a pattern may name what is frozen in this run
     depth_factors = layer_factors(list(named), config.layer_decay)
     groups: dict[tuple[float, float], list[str]] = defaultdict(list)
     for name, parameter in named.items():

@@ -38,8 +38,49 @@ CALIBRATION_BATCHES = 50
 RAW_INPUTS = ("color", "normal", "intensity")
 
 
-class LinearProbe(nn.Sequential):
-    """Batch norm and one linear layer, (N C) -> (N K)."""
+class LinearProbe(nn.Module):
+    """Standardised features and linear layers, one a learning rate, of which the best by training loss is used.
+
+    Features of few channels (raw inputs) want a higher rate than those of many, so a single one would favour some
+    method; this is the same tuning for every method, and looks at no validation label. The layers share nothing.
+
+    Args:
+        channels: C.
+        outputs: K.
+        heads: number of layers; the loop gives each its rate by its name, `heads.0`...
+    """
+
+    recent: Tensor
+    seen: Tensor
+
+    def __init__(self, channels: int, outputs: int, heads: int = 1) -> None:
+        super().__init__()
+        self.norm = PackedBatchNorm(channels).requires_grad_(False)
+        self.heads = nn.ModuleList(nn.Linear(channels, outputs) for _ in range(heads))
+        self.register_buffer("recent", torch.zeros(heads))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def each(self, features: Tensor) -> list[Tensor]:
+        """(N K) outputs of every layer."""
+        normal = self.norm(features)
+        return [head(normal) for head in self.heads]
+
+    def observe(self, losses: Tensor) -> None:
+        """Keeps the layers' training losses, averaged over about the last twenty steps.
+
+        Args:
+            losses: one a layer.
+        """
+        self.recent.lerp_(losses.detach(), 0.05 if self.seen else 1.0)
+        self.seen.add_(1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N C) -> (N K) by the best layer."""
+        return self.heads[int(self.recent.argmin())](self.norm(features))
+
+
+class TrainedHead(nn.Sequential):
+    """Batch norm and one linear layer on an encoder that trains too, (N C) -> (N K)."""
 
     def __init__(self, channels: int, outputs: int) -> None:
         super().__init__(PackedBatchNorm(channels), nn.Linear(channels, outputs))
@@ -64,12 +105,13 @@ class Task(Trainable[B]):
         probe: `linear` or `decoder` on frozen features, or `finetune`: everything trains, with a linear head.
         outputs: K.
         levels: which of the encoder's levels the head sees: the finest, or all side by side.
+        heads: layers of a linear probe, one a learning rate.
     """
 
     encoder: PointEncoder
     probe: nn.Module
 
-    def __init__(self, encoder: PointEncoder, probe: ProbeName, outputs: int, levels: Levels) -> None:
+    def __init__(self, encoder: PointEncoder, probe: ProbeName, outputs: int, levels: Levels, heads: int = 1) -> None:
         super().__init__()
         self.frozen = probe != "finetune"
         if self.frozen:
@@ -79,7 +121,10 @@ class Task(Trainable[B]):
             self.encoder = encoder.requires_grad_(True)
         self.levels = chosen_levels(encoder, levels)
         width = sum(encoder.channels[level] for level in self.levels)
-        self.probe = (DecoderProbe if probe == "decoder" else LinearProbe)(width, outputs)
+        if probe == "linear":
+            self.probe = LinearProbe(width, outputs, heads)
+        else:
+            self.probe = (DecoderProbe if probe == "decoder" else TrainedHead)(width, outputs)
 
     @classmethod
     @abstractmethod
@@ -229,9 +274,7 @@ def check_inputs(encoder: PointEncoder, points: Points, where: str, up: str = "k
             f"(it has: {there}); use data with it, or an encoder with other inputs (--encoder.inputs)"
         )
     if "height" in wanted and up == "unknown":
-        raise UserError(
-            f"encoder {encoder.name!r} takes the height, but the up axis of {where} is unknown: --data.up"
-        )
+        raise UserError(f"encoder {encoder.name!r} takes the height, but the up axis of {where} is unknown: --data.up")
 
 
 def device_of(encoder: PointEncoder) -> torch.device:

@@ -21,7 +21,7 @@ from splatlearn.errors import BadData, ConfigError
 from splatlearn.losses.segmentation import cross_entropy, lovasz_softmax
 from splatlearn.registry import tasks
 from splatlearn.structures import Points
-from splatlearn.tasks.base import Levels, ProbeName, Task, check_inputs, chosen_levels, dense
+from splatlearn.tasks.base import Levels, LinearProbe, ProbeName, Task, check_inputs, chosen_levels, dense
 from splatlearn.tasks.clouds import IGNORE, Cloud, CloudData, Held, HeldData
 
 
@@ -38,7 +38,9 @@ class SegmentationConfig:
         lovasz: weight of the Lovasz loss beside cross-entropy (Sonata's probes: 1).
         steps: optimiser steps of a probe on frozen features.
         batch: clouds a step of such a probe.
-        learning_rate: peak of such a probe.
+        learning_rates: peaks for the layers of a linear probe, highest first; the layer with the least training loss
+            is used (our defaults: raw inputs learn best at the first, encoders at the second).
+        decoder_learning_rate: peak of a decoder probe.
         finetune_steps: optimiser steps when the encoder trains.
         finetune_batch: crops a step when the encoder trains.
         finetune_learning_rate: peak when the encoder trains, for pre-trained and new weights alike.
@@ -57,7 +59,8 @@ class SegmentationConfig:
     lovasz: float = 0.0
     steps: int = 600
     batch: int = 4
-    learning_rate: float = 5e-3
+    learning_rates: tuple[float, ...] = (5e-2, 1e-2, 2e-3)
+    decoder_learning_rate: float = 5e-3
     finetune_steps: int = 400
     finetune_batch: int = 4
     finetune_learning_rate: float = 2e-3
@@ -70,6 +73,8 @@ class SegmentationConfig:
         for name in ("crop", "rows", "steps", "batch", "finetune_steps", "finetune_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: at least 1 is needed, got {getattr(self, name)}")
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise ConfigError(f"learning_rates: one or more above zero are needed, got {self.learning_rates}")
         if self.voxel < 0:
             raise ConfigError(f"voxel: zero or more is needed, got {self.voxel}")
 
@@ -79,7 +84,14 @@ class SegmentationConfig:
     SegmentationConfig,
     {
         "small": {},
-        "tiny": {"voxel": 0.05, "crop": 6000, "steps": 300, "finetune_steps": 100, "finetune_batch": 2},
+        "tiny": {
+            "voxel": 0.05,
+            "crop": 6000,
+            "rows": 2048,
+            "steps": 200,
+            "finetune_steps": 100,
+            "finetune_batch": 2,
+        },
     },
 )
 class Segmentation(Task[Cloud]):
@@ -118,7 +130,8 @@ class Segmentation(Task[Cloud]):
         clouds = cloud_data(config, encoder, source, labels, seed)
         classes = class_names(clouds)
         frozen = probe != "finetune"
-        super().__init__(encoder, probe, len(classes), config.levels if frozen else "finest")
+        levels = config.levels if frozen else "finest"
+        super().__init__(encoder, probe, len(classes), levels, heads=len(config.learning_rates))
         self.config, self.classes = config, classes
         if frozen and held is None:
             held = self.hold(config, encoder, source)
@@ -131,11 +144,14 @@ class Segmentation(Task[Cloud]):
     @classmethod
     def training(cls, config: SegmentationConfig, probe: ProbeName) -> dict[str, Any]:
         """AdamW with one cycle (Sonata's probes), the encoder and its head at one rate."""
-        full = probe == "finetune"
+        full, highest = probe == "finetune", config.learning_rates[0]
+        peaks = {"linear": highest, "decoder": config.decoder_learning_rate, "finetune": config.finetune_learning_rate}
+        each = {f"probe.heads.{i}.*": rate / highest for i, rate in enumerate(config.learning_rates)}
         return {
             "steps": config.finetune_steps if full else config.steps,
             "batch": config.finetune_batch if full else config.batch,
-            "learning_rate": config.finetune_learning_rate if full else config.learning_rate,
+            "learning_rate": peaks[probe],
+            "rates": each if probe == "linear" else {},
             "weight_decay": config.weight_decay,
             "schedule": "one-cycle",
             "warmup": 0.1,
@@ -174,12 +190,17 @@ class Segmentation(Task[Cloud]):
         return hold_features(encoder, data, levels, config.rows)
 
     def forward(self, batch: Cloud, progress: Progress) -> Step:
-        """Cross-entropy over the labelled points, and Lovasz where it has a weight."""
-        logits, label = self.probe(self.features(batch.points)), batch.points["label"]
-        losses = {"cross_entropy": cross_entropy(logits, label)}
+        """Cross-entropy over the labelled points, and weighted Lovasz; both summed over a linear probe's layers."""
+        features, label = self.features(batch.points), batch.points["label"]
+        outputs = self.probe.each(features) if isinstance(self.probe, LinearProbe) else [self.probe(features)]
+        entropies = torch.stack([cross_entropy(logits, label) for logits in outputs])
+        losses = {"cross_entropy": entropies.sum()}
+        if isinstance(self.probe, LinearProbe):
+            self.probe.observe(entropies)
         if self.config.lovasz:
-            losses["lovasz"] = self.config.lovasz * lovasz_softmax(logits, label)
-        return Step(losses)
+            parts = torch.stack([lovasz_softmax(logits, label) for logits in outputs])
+            losses["lovasz"] = self.config.lovasz * parts.sum()
+        return Step(losses, {"least_cross_entropy": entropies.detach().min()})
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Cloud]) -> dict[str, float]:

@@ -108,9 +108,7 @@ def training_rows(runs: Sequence[Run]) -> Rows:
         s = run.summary
         facts = [_name(s.get("encoder")), _name(s.get("data")), _number(s.get("steps"))]
         values = [_number(s.get("metrics", {}).get(name)) for name in metrics]
-        rows.append(
-            [run.name, *facts, *values, _number(s.get("steps_per_second")), _number(s.get("peak_memory_mb"))]
-        )
+        rows.append([run.name, *facts, *values, _number(s.get("steps_per_second")), _number(s.get("peak_memory_mb"))])
     return rows
 
 

@@ -52,9 +52,7 @@ def pixel_cloud(width: int, height: int, number: int, views: int = 1) -> tuple[G
     )
     intrinsics = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
     pose = torch.eye(4).repeat(views, 1, 1)
-    return cloud, Cameras(
-        world_to_camera=pose, intrinsics=intrinsics.repeat(views, 1, 1), width=width, height=height
-    )
+    return cloud, Cameras(world_to_camera=pose, intrinsics=intrinsics.repeat(views, 1, 1), width=width, height=height)
 
 
 def fresh(cloud: Gaussians) -> Gaussians:
@@ -157,18 +155,14 @@ def main() -> None:
     ours = timed(lambda cloud: _layers(cloud, seen, options), large, calls)
     ratio = sum(ours) / sum(floors)
     row("floor, 640x480, 300,000 Gaussians", *floors, "RGB + depth + alpha")
-    row(
-        "`cpu`, the same", *ours, f"{ratio:.1f} floors; prototype {PROTOTYPE:.1f}; goal below {1.5 * PROTOTYPE:.1f}"
-    )
+    row("`cpu`, the same", *ours, f"{ratio:.1f} floors; prototype {PROTOTYPE:.1f}; goal below {1.5 * PROTOTYPE:.1f}")
     for views in (2, 8):
         cloud, cameras = pixel_cloud(160, 120, 19_200, views)
         times = timed(lambda cloud, to=cameras: _layers(cloud, to, options), cloud, calls)
         row(f"`cpu`, {views} views of 160x120, 19,200 Gaussians", *times)
     tiles = timed(lambda cloud: (render_tiles(cloud, seen, options),), large, 1)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    row(
-        "torch, tile batches, 640x480", *tiles, f"{sum(tiles) / sum(ours):.0f} x `cpu`; peak memory {memory:.1f} GB"
-    )
+    row("torch, tile batches, 640x480", *tiles, f"{sum(tiles) / sum(ours):.0f} x `cpu`; peak memory {memory:.1f} GB")
     first_call()
     print(f"\nfirst call in a new process: {median(first_call() for _ in range(3)):.2f} s")
 

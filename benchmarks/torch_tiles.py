@@ -27,9 +27,7 @@ def render_tiles(gaussians: Gaussians, cameras: Cameras, options: RenderOptions)
     table = torch.cat([seen.centers, seen.conics, g.opacities[:, None], color, seen.depths[:, None]], 1)
     across, down = -(-size[0] // TILE), -(-size[1] // TILE)
     with torch.no_grad():
-        reach = (
-            2 * (g.opacities / options.alpha_min).log().clamp_min(0)[:, None] * seen.covariances[:, ::2]
-        ).sqrt()
+        reach = (2 * (g.opacities / options.alpha_min).log().clamp_min(0)[:, None] * seen.covariances[:, ::2]).sqrt()
         rows, starts, counts = _bin(seen.centers, reach, seen.depths, across, down)
     pictures = torch.zeros(across * down, 5, TILE * TILE)
     order = counts.argsort(descending=True)

@@ -20,9 +20,7 @@ RECIPES = [name for name in registry.recipes.names() if name.partition(".")[0] i
 FILES = sorted(preset_folder(registry.recipes.family("gs3").cls).rglob("*.yaml"))
 
 
-@pytest.mark.parametrize(
-    ("parts", "name"), NAMES, ids=lambda value: value if isinstance(value, str) else value.kind
-)
+@pytest.mark.parametrize(("parts", "name"), NAMES, ids=lambda value: value if isinstance(value, str) else value.kind)
 def test_every_preset_fits_its_config(parts, name):
     config = parts.config(name)
     assert configure(type(config), to_options(config), name) == config
@@ -59,9 +57,7 @@ def test_every_file_is_a_preset():
     assert {(file.parent.name, file.stem) for file in FILES} == named
 
 
-@pytest.mark.parametrize(
-    "file", [file for file in FILES if file.stem == "paper"], ids=lambda file: file.parent.name
-)
+@pytest.mark.parametrize("file", [file for file in FILES if file.stem == "paper"], ids=lambda file: file.parent.name)
 def test_every_number_of_a_paper_preset_names_its_source(file: Path):
     """A line with a value ends in a comment that names a paper, a code, or says that it is our own default."""
     for line in file.read_text().splitlines():

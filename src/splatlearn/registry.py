@@ -160,9 +160,7 @@ readers: Registry[Any] = Registry(
     "readers",
     {
         "rooms": BuiltIn("splatlearn.data.rooms.scene", ("default", "tiny", "demo"), "Procedural furnished rooms."),
-        "rgbd": BuiltIn(
-            "splatlearn.data.rgbd", ("default", "tiny"), "Posed RGB-D folders (7-Scenes, ScanNet export)."
-        ),
+        "rgbd": BuiltIn("splatlearn.data.rgbd", ("default", "tiny"), "Posed RGB-D folders (7-Scenes, ScanNet export)."),
         "pointcept": BuiltIn("splatlearn.data.pointcept", ("default", "tiny"), "Labelled clouds of npy files."),
     },
 )

@@ -76,9 +76,7 @@ def write_scannet(folder: Path, frames: int = 6, stride: int = 20) -> Truth:
         four[:3, :3] = matrix(focal, size, center=0.5)
         np.savetxt(folder / "intrinsic" / f"intrinsic_{kind}.txt", four)
     for i, pose in enumerate(poses):
-        Image.fromarray(render_room(pose, matrix(115.0, large), large)[0]).save(
-            folder / "color" / f"{i * stride}.jpg"
-        )
+        Image.fromarray(render_room(pose, matrix(115.0, large), large)[0]).save(folder / "color" / f"{i * stride}.jpg")
         write_depth(folder / "depth" / f"{i * stride}.png", render_room(pose, matrix(FOCAL, SIZE), SIZE)[1])
         np.savetxt(folder / "pose" / f"{i * stride}.txt", pose)
     return Truth(poses, np.eye(4))

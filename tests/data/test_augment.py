@@ -134,8 +134,7 @@ class TestClouds:
         assert torch.allclose(after, 1.1 * before, atol=1e-5)
         assert moved["normal"][0].eq(0).all()
         signs = {
-            float(torch.linalg.det(random_cloud_transform(np.random.default_rng(s))[:3, :3]).sign())
-            for s in range(9)
+            float(torch.linalg.det(random_cloud_transform(np.random.default_rng(s))[:3, :3]).sign()) for s in range(9)
         }
         assert signs == {-1.0, 1.0}
         still = random_cloud_transform(np.random.default_rng(0), tilt=0, spin=0, scale=(1, 1), flip=False)

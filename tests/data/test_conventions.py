@@ -213,9 +213,7 @@ class TestPage:
 
     def test_every_rule_has_its_test(self):
         named = set(re.findall(r"`(test_\w+)`", PAGE)) - {"test_conventions"}
-        here = {
-            name for cls in (TestGeometry, TestValues, TestPage) for name in vars(cls) if name.startswith("test_")
-        }
+        here = {name for cls in (TestGeometry, TestValues, TestPage) for name in vars(cls) if name.startswith("test_")}
         assert named <= here
         assert len(named) >= 20
         rules = [line for line in PAGE.split("## What each")[0].splitlines() if line.startswith("| ")]

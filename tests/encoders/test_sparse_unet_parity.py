@@ -48,9 +48,7 @@ class Case:
         counts = tuple(b - a for a, b in zip([0, *ends], ends))
         self.features = self.stored["in.feat"].clone().requires_grad_()
         attributes = {"color": (self.features[:, :3] + 1) / 2, "normal": self.features[:, 3:]}
-        return Points(
-            xyz=self.stored["in.grid_coord"].to(self.features.dtype), counts=counts, attributes=attributes
-        )
+        return Points(xyz=self.stored["in.grid_coord"].to(self.features.dtype), counts=counts, attributes=attributes)
 
     def check(self, name, value, gradient=False):
         expected = self.stored[name]
@@ -130,9 +128,7 @@ def _place(stored_name):
 
 def test_intermediates(case):
     case.encoder.eval()
-    names = [
-        n.removeprefix("mid.").removesuffix(".feat") for n in case.stored if n.endswith(".feat") and "mid." in n
-    ]
+    names = [n.removeprefix("mid.").removesuffix(".feat") for n in case.stored if n.endswith(".feat") and "mid." in n]
     seen = {}
     for name in names:
         module = case.encoder.get_submodule(_place(name))

@@ -102,9 +102,7 @@ def test_minkunet_keys_are_all_taken():
     for key, value in network.state_dict().items():
         shape = value.t().shape if value.ndim == 2 else value.shape
         published[_minkowski_name(key)] = torch.empty((1, 20) if key == "head.bias" else shape)
-    assert {"convtr4p16s2.kernel", "block2.0.downsample.0.kernel", "bntr7.bn.weight", "final.bias"} <= set(
-        published
-    )
+    assert {"convtr4p16s2.kernel", "block2.0.downsample.0.kernel", "bntr7.bn.weight", "final.bias"} <= set(published)
     values, report = match_keys(network, published, "minkunet")
     assert report.complete and len(values) == len(network.state_dict())
 

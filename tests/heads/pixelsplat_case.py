@@ -133,9 +133,7 @@ def _rename(name: str, value: Tensor, config: EpipolarConfig) -> dict[str, Tenso
     if not name.startswith(LAYER):
         first, _, rest = name.partition(".")
         known = {"downscaler": "downscale", "upscaler": "upscale", "upscale_refinement": "refine"}
-        return {
-            f"{known[first]}.{rest}" if first in known else name.replace("depth_encoding.1", "depth_code"): value
-        }
+        return {f"{known[first]}.{rest}" if first in known else name.replace("depth_encoding.1", "depth_code"): value}
     layer, part, rest = name.removeprefix(LAYER).split(".", 2)
     block = f"blocks.{layer}."
     if part == "0" and rest == "fn.to_kv.weight":
@@ -211,9 +209,7 @@ def official_harmonics(sh: Tensor, turn: Tensor) -> Tensor:
         turn: (V 3 3) camera to world.
     """
     degree = int(sh.shape[2] ** 0.5) - 1
-    signs = torch.tensor(
-        [(-1.0) ** m for band in range(degree + 1) for m in range(-band, band + 1)], dtype=sh.dtype
-    )
+    signs = torch.tensor([(-1.0) ** m for band in range(degree + 1) for m in range(-band, band + 1)], dtype=sh.dtype)
     rotation = harmonic_rotations(E3NN_AXES @ turn @ E3NN_AXES.T, degree)
     return signs[:, None] * torch.einsum("vij,vgjc->vgic", rotation, signs[:, None] * sh)
 

@@ -135,7 +135,7 @@ class TestRendering:
         recipe = job().build().eval()
         pictures = recipe.preview(batch_of(recipe))
         assert {"inputs/view 1", "view in between/render", "baselines/own colour"} <= set(pictures)
-        assert all(p.shape[0] == 3 and 0 <= float(p.min()) and float(p.max()) <= 1 for p in pictures.values())
+        assert all(p.shape[0] == 3 and float(p.min()) >= 0 and float(p.max()) <= 1 for p in pictures.values())
 
 
 class TestLearning:

@@ -16,7 +16,7 @@ class ToyConfig(PointEncoderConfig):
     width: int = 16
 
 
-@encoders.register("toy", ToyConfig, {"tiny": {"width": 8}})
+@encoders.register("outside", ToyConfig, {"tiny": {"width": 8}})
 class Toy(PointEncoder):
     """Two layers on every point alone."""
 

@@ -32,9 +32,7 @@ def test_addition_theorem_per_band():
 
 
 def test_basis_is_orthonormal():
-    polar, weights = torch.tensor(
-        [[-0.9061798459, 0.2369268851], [-0.5384693101, 0.4786286705], [0, 0.5688888889]]
-    ).T
+    polar, weights = torch.tensor([[-0.9061798459, 0.2369268851], [-0.5384693101, 0.4786286705], [0, 0.5688888889]]).T
     z = torch.cat([polar, -polar[:2]]).double()
     weights = torch.cat([weights, weights[:2]]).double()
     turn = torch.arange(12, dtype=torch.float64) * (2 * torch.pi / 12)

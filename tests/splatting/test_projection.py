@@ -46,9 +46,7 @@ def test_quaternions_of_any_length_and_zero():
     turn.requires_grad_()
     matrices = rotations(turn)
     assert torch.allclose(matrices[0], matrices[1])
-    assert torch.allclose(
-        matrices[0] @ torch.tensor([1.0, 0, 0], dtype=torch.float64), matrices.new_tensor([0, 1, 0])
-    )
+    assert torch.allclose(matrices[0] @ torch.tensor([1.0, 0, 0], dtype=torch.float64), matrices.new_tensor([0, 1, 0]))
     assert torch.equal(matrices[2], torch.eye(3, dtype=torch.float64))
     (gradient,) = torch.autograd.grad((matrices * torch.randn_like(matrices)).sum(), turn)
     assert gradient.isfinite().all() and not gradient[2].any()

@@ -103,9 +103,7 @@ def test_no_gaussians_and_no_views(options):
 )
 def test_what_is_not_drawn_has_zero_gradient(options, changes):
     cloud = one_gaussian(**changes)
-    leaves = [
-        getattr(cloud, name).requires_grad_() for name in ("means", "scales", "quaternions", "opacities", "sh")
-    ]
+    leaves = [getattr(cloud, name).requires_grad_() for name in ("means", "scales", "quaternions", "opacities", "sh")]
     seen = render(cloud, one_camera(), options=options)
     assert_black(seen)
     if seen.color.requires_grad:
@@ -127,9 +125,7 @@ def test_opacity_one_is_capped(options):
 @pytest.mark.parametrize("scale", [0.0, 1e-9, 1e-4, 1e3, 1e6])
 def test_any_scale_is_finite(options, scale):
     cloud = one_gaussian(scales=torch.tensor([[scale, scale, 0.1]]))
-    leaves = [
-        getattr(cloud, name).requires_grad_() for name in ("means", "scales", "quaternions", "opacities", "sh")
-    ]
+    leaves = [getattr(cloud, name).requires_grad_() for name in ("means", "scales", "quaternions", "opacities", "sh")]
     seen = render(cloud, one_camera(), options=options)
     gradients = torch.autograd.grad((seen.color + seen.depth + seen.alpha).sum(), leaves)
     assert all(value.isfinite().all() for value in (*seen, *gradients))

@@ -97,13 +97,12 @@ class TestCalibrate:
 
 
 class TestLinearProbe:
-    def test_the_layer_with_the_least_recent_loss_is_used(self):
+    def test_the_chosen_layer_is_used_and_saved(self):
         probe, features = LinearProbe(3, 2, heads=3).eval(), torch.randn(5, 3)
-        probe.observe(torch.tensor([1.0, 3.0, 2.0]))
         assert torch.equal(probe(features), probe.each(features)[0])
-        for _ in range(60):
-            probe.observe(torch.tensor([1.0, 0.5, 2.0]))
-        assert torch.equal(probe(features), probe.each(features)[1])
+        probe.best.fill_(2)
+        assert torch.equal(probe(features), probe.each(features)[2])
+        assert int(probe.state_dict()["best"]) == 2
 
     def test_layers_share_nothing(self):
         probe = LinearProbe(3, 2, heads=2)

@@ -9,7 +9,7 @@ from splatlearn.engine.trainable import Progress
 from splatlearn.errors import BadData, UserError
 from splatlearn.structures import Points
 from splatlearn.tasks.base import resolve_encoder
-from splatlearn.tasks.clouds import Cloud, CloudData, keep_labels, thin_rows
+from splatlearn.tasks.clouds import Cloud, CloudData, keep_for_tuning, keep_labels, thin_rows
 from splatlearn.tasks.segmentation import Scores, Segmentation, SegmentationConfig
 from tasks import worlds
 
@@ -80,6 +80,33 @@ class TestLabels:
         drawn = replace(clouds, augment=False).sample(scene_of(clouds), np.random.default_rng(0)).points
         assert torch.equal(held["label"], drawn["label"])
         assert torch.equal(held.xyz, drawn.xyz)
+
+
+class TestTuning:
+    def test_clouds_are_apart_and_spread(self):
+        train, tune = keep_for_tuning([*range(20)], 0.2)
+        assert len(tune) == 4 and sorted([*train, *tune]) == [*range(20)]
+        assert tune == [2, 7, 12, 17]
+
+    def test_few_clouds_decide_themselves(self):
+        assert keep_for_tuning([1, 2, 3, 4], 0.5) == ([1, 2, 3, 4], [1, 2, 3, 4])
+        assert keep_for_tuning([*range(9)], 0.0)[0] == [*range(9)]
+
+    @pytest.mark.parametrize("memory", [4.0, 0.0])
+    def test_the_layer_with_least_loss_on_kept_clouds_is_used(self, memory):
+        model = task(config=replace(CONFIG, memory=memory, learning_rates=(1.0, 0.1, 0.01)), scenes=12, labels=0.5)
+        names = {split: {s.name for s in model.data.scenes(split)["all"]} for split in ("train", "tune", "val")}
+        assert len(names["tune"]) == 2 and not names["tune"] & (names["train"] | names["val"])
+        with torch.no_grad():
+            good = model.probe.heads[1]
+            for head in model.probe.heads:
+                head.weight.zero_()
+            labels = torch.cat([cloud.points["label"] for cloud in model.data.each("tune")])
+            good.bias.copy_(torch.stack([(labels == c).double().mean() for c in range(3)]).log())
+            model.probe.heads[0].bias.copy_(torch.tensor([9.0, 0, 0]))
+            model.probe.heads[2].bias.copy_(torch.tensor([0, 0, 9.0]))
+        evaluate(model)
+        assert int(model.probe.best) == 1
 
 
 class TestCloudData:

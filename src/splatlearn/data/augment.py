@@ -39,9 +39,7 @@ def rotate_frames(frames: Frames, rng: np.random.Generator, *, tilt: float = TIL
     return Frames.pack(parts)
 
 
-def random_rotation(
-    cameras: Cameras, rng: np.random.Generator, *, tilt: float = TILT, spin: float = SPIN
-) -> Tensor:
+def random_rotation(cameras: Cameras, rng: np.random.Generator, *, tilt: float = TILT, spin: float = SPIN) -> Tensor:
     """(4 4) a rotation about the first camera's centre: its own axes within `tilt`, then up within `spin`."""
     pose = cameras.camera_to_world[0].double().cpu()
     axes, centre = pose[:3, :3], pose[:3, 3]

@@ -36,7 +36,5 @@ def walk(
 
 def _children(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     with os.scandir(folder) as entries:
-        chosen = [
-            e.name for e in entries if not e.name.startswith(".") and (e.is_dir() or e.name.endswith(suffixes))
-        ]
+        chosen = [e.name for e in entries if not e.name.startswith(".") and (e.is_dir() or e.name.endswith(suffixes))]
     return [folder / name for name in sorted(chosen)]

@@ -89,9 +89,7 @@ def read_depth(path: Path, scale: float) -> np.ndarray:
     except _FAILURES as error:
         raise UnreadableImage(f"cannot be decoded ({_short(error)})") from error
     if raw.ndim != 2 or raw.dtype.itemsize < 2:
-        raise UnreadableImage(
-            f"no depth image: one channel of 16 bits or more expected, got {raw.dtype} {raw.shape}"
-        )
+        raise UnreadableImage(f"no depth image: one channel of 16 bits or more expected, got {raw.dtype} {raw.shape}")
     if raw.dtype.kind == "f":
         return np.where(np.isfinite(raw) & (raw > 0), raw, 0).astype(np.float32)
     valid = (raw > 0) & (raw < INVALID_DEPTH)

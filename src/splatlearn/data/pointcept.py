@@ -63,9 +63,7 @@ class CloudScene(Scene):
         BadData: arrays of different lengths, without reading their values.
     """
 
-    def __init__(
-        self, path: Path, name: str, split: str, labels: str, config: PointceptConfig, classes: int
-    ) -> None:
+    def __init__(self, path: Path, name: str, split: str, labels: str, config: PointceptConfig, classes: int) -> None:
         self.path, self.name, self.split, self.up = path, name, split, config.up
         self._labels, self._ignore, self._classes = labels, config.ignore, classes
         self._names = _array_names(path)

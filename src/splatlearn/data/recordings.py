@@ -238,8 +238,7 @@ def check_intrinsics(matrix: np.ndarray, source: object) -> np.ndarray:
     pinhole = np.isfinite(matrix).all() and (matrix.diagonal() > 0).all()
     if not pinhole or np.abs(matrix[[0, 1, 2, 2], [1, 0, 0, 1]]).max() > 1e-6 or abs(matrix[2, 2] - 1) > 1e-6:
         raise BadData(
-            f"{source}: no pinhole matrix; [fx 0 cx; 0 fy cy; 0 0 1] with fx, fy > 0 expected, "
-            f"got {matrix.tolist()}"
+            f"{source}: no pinhole matrix; [fx 0 cx; 0 fy cy; 0 0 1] with fx, fy > 0 expected, got {matrix.tolist()}"
         )
     return matrix
 

@@ -58,9 +58,7 @@ class Scene(ABC):
     def cameras(self) -> Cameras:
         """All V views at their native size (V may be 0), attribute `frame` (V) int64 = raw index."""
         empty = torch.zeros(0, 4, 4), torch.zeros(0, 3, 3), torch.zeros(0, dtype=torch.int64)
-        return Cameras(
-            world_to_camera=empty[0], intrinsics=empty[1], width=1, height=1, attributes={"frame": empty[2]}
-        )
+        return Cameras(world_to_camera=empty[0], intrinsics=empty[1], width=1, height=1, attributes={"frame": empty[2]})
 
     def frames(self, views: Sequence[int], size: tuple[int, int]) -> Frames:
         """The chosen views, images and intrinsics resized together to (width, height); `depth` where known."""

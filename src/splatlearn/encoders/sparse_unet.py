@@ -176,9 +176,7 @@ class SparseUNet(PointEncoder):
         self.stem = ConvolutionNorm(input_channels(config.inputs), config.stem, config.stem_kernel, config)
         resampled = down if config.widen == "down" else skips
         layers, up_layers = config.layers[:depth], config.layers[depth:][::-1]
-        self.down = nn.ModuleList(
-            Stage(skips[s], resampled[s], 0, down[s], layers[s], config) for s in range(depth)
-        )
+        self.down = nn.ModuleList(Stage(skips[s], resampled[s], 0, down[s], layers[s], config) for s in range(depth))
         below = (*up[1:], down[-1])
         self.up = nn.ModuleList(Stage(below[s], up[s], skips[s], up[s], up_layers[s], config) for s in range(depth))
         self.head = nn.Linear(up[0], config.out_channels) if config.out_channels else nn.Identity()

@@ -180,9 +180,7 @@ LAYOUTS: Mapping[str, Layout] = {
 """Published layouts by name; `splatlearn` is our own."""
 
 
-def load_weights(
-    module: nn.Module, source: str | Path | Mapping[str, Tensor], layout: str = "splatlearn"
-) -> KeyReport:
+def load_weights(module: nn.Module, source: str | Path | Mapping[str, Tensor], layout: str = "splatlearn") -> KeyReport:
     """Loads a state dict, or a safetensors file of one, into `module`.
 
     Args:

@@ -340,9 +340,7 @@ class _Run(Generic[B]):
         self.fabric.barrier()
 
     def _summarize(self) -> Summary:
-        repeated = {
-            name: self.folder.settings[name] for name in ("encoder", "data") if name in self.folder.settings
-        }
+        repeated = {name: self.folder.settings[name] for name in ("encoder", "data") if name in self.folder.settings}
         summary = Summary.of_log(
             self.log.records(),
             peak_memory_mb=peak_memory_mb(self.device),

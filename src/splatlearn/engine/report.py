@@ -261,9 +261,7 @@ def _series(log: Sequence[Mapping[str, Any]], group: str) -> list[str]:
     return list(log[-1].get(group, {})) if isinstance(log[-1].get(group), Mapping) else []
 
 
-def _collect(
-    log: Sequence[Mapping[str, Any]], names: Mapping[str, str]
-) -> dict[str, tuple[list[float], list[float]]]:
+def _collect(log: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, tuple[list[float], list[float]]]:
     """Name -> (steps, values) of the log's keys, looked for at the top, then in `losses` and `metrics`."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for name, key in names.items():
@@ -283,9 +281,7 @@ def _cost(summary: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
     facts = {
         "steps a second": _number(summary.get("steps_per_second")),
         "peak memory": f"{summary['peak_memory_mb']:,.0f} MB" if "peak_memory_mb" in summary else "",
-        "Gaussians a sample": f"{summary['gaussians_per_sample']:,.0f}"
-        if "gaussians_per_sample" in summary
-        else "",
+        "Gaussians a sample": f"{summary['gaussians_per_sample']:,.0f}" if "gaussians_per_sample" in summary else "",
     }
     facts = {name: value for name, value in facts.items() if value}
     split = summary.get("seconds") or {}
@@ -343,9 +339,7 @@ def _table(rows: Table, highlight: str = "") -> str:
 
 
 def _align(cell: str, rows: Table, column: int) -> str:
-    numeric = all(
-        not row[column] or row[column].lstrip("+-")[:1].isdigit() or row[column] == "-" for row in rows[1:]
-    )
+    numeric = all(not row[column] or row[column].lstrip("+-")[:1].isdigit() or row[column] == "-" for row in rows[1:])
     return ' class="number"' if numeric and column else ""
 
 

@@ -41,9 +41,7 @@ def launch(config: TrainConfig) -> "Fabric":
         # over ranks stay as they are at first: a resumed run adds in the same order.
         strategy = DDPStrategy(find_unused_parameters=True, cluster_environment=cluster)
         nodes = ranks // local
-        fabric = Fabric(
-            accelerator=accelerator, devices=local, num_nodes=nodes, strategy=strategy, precision="32-true"
-        )
+        fabric = Fabric(accelerator=accelerator, devices=local, num_nodes=nodes, strategy=strategy, precision="32-true")
     fabric.launch()
     return fabric
 

@@ -75,9 +75,7 @@ class ImageAttention(nn.Module):
     def _positions(self, tokens: Tensor) -> Tensor:
         """(h w 4*octaves) code of the patch centres (x, y), as fractions of the image."""
         height, width = tokens.shape[1:3]
-        x, y = (
-            (torch.arange(side, device=tokens.device, dtype=tokens.dtype) + 0.5) / side for side in (width, height)
-        )
+        x, y = ((torch.arange(side, device=tokens.device, dtype=tokens.dtype) + 0.5) / side for side in (width, height))
         return fourier_code(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1), self.config.octaves)
 
 

@@ -23,9 +23,7 @@ class FeatureDecoder(nn.Module):
 
     def __init__(self, channels: int, width: int = 128) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(channels, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, width)
-        )
+        self.layers = nn.Sequential(nn.Linear(channels, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, width))
         self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -80,7 +78,5 @@ def _flat_pixels(features: Tensor, rows: Packed, width: int, height: int) -> Ten
     if len(features) != len(rows):
         raise UserError(f"to_grid: {len(features)} feature rows, but {len(rows)} pixels")
     if len(pixel) and not 0 <= int(pixel.min()) <= int(pixel.max()) < width * height:
-        raise UserError(
-            f"to_grid: pixels {int(pixel.min())} to {int(pixel.max())} do not fit into {width}x{height}"
-        )
+        raise UserError(f"to_grid: pixels {int(pixel.min())} to {int(pixel.max())} do not fit into {width}x{height}")
     return rows.item * (height * width) + pixel

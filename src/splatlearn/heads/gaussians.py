@@ -36,8 +36,8 @@ class GaussianConfig:
         scale_min: smallest scale in units of about 0.2 pixel (pixelSplat).
         scale_max: largest scale in the same unit (pixelSplat).
         initial_pixels: standard deviation at initialisation, pixels (our default: not stated).
-        color_gain: factor of all coefficients (pixelSplat: 1); 3.5, about 1 / Y_00, makes the layer predict RGB as such,
-            which learns faster.
+        color_gain: factor of all coefficients (pixelSplat: 1); 3.5, about 1 / Y_00, makes the layer predict RGB as
+            such, which learns faster.
         rotate_sh: whether colours are predicted in the camera's axes and rotated to the world's (pixelSplat).
     """
 

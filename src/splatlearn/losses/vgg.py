@@ -108,8 +108,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         return read_weights(path)
     if not path.is_file():
         raise BadData(
-            f"{path}: no such file of weights. LPIPS needs VGG16 (torchvision's keys) in .safetensors or .pth: give its "
-            "path (--recipe.lpips_weights), or leave LPIPS out (--recipe.lpips 0)"
+            f"{path}: no such file of weights. LPIPS needs VGG16 (torchvision's keys) in .safetensors or .pth: give "
+            "its path (--recipe.lpips_weights), or leave LPIPS out (--recipe.lpips 0)"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

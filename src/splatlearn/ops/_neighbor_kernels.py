@@ -62,9 +62,7 @@ def farthest_points(xyz, rows, first, samples, bucket):
             if _box_distance(point, low[b], high[b]) < farthest[b] or b == current // bucket:
                 start, stop = b * bucket, min(n, (b + 1) * bucket)
                 farthest[b], places[b] = _lower(xyz, rows, point, distances, start, stop)
-            if farthest[b] > farthest[best] or (
-                farthest[b] == farthest[best] and rows[places[b]] < rows[places[best]]
-            ):
+            if farthest[b] > farthest[best] or (farthest[b] == farthest[best] and rows[places[b]] < rows[places[best]]):
                 best = b
         current = places[best]
     return chosen

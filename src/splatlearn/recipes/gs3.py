@@ -29,7 +29,6 @@ from splatlearn.splatting.baselines import BASELINES, regroup_counts
 from splatlearn.splatting.render import Rendering, RenderOptions, render
 from splatlearn.structures import Batch, Frames, Gaussians, Points
 
-
 GATE = 0.1
 """What the transformer's output is first weighed with beside the encoder's own features, a learned factor a channel
 (as LayerScale in CaiT; our default): training starts from features that are not yet mixed with noise."""

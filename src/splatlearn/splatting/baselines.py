@@ -4,6 +4,8 @@ Legend: V views of the inputs, T target views, H W pixels. Each function takes p
 the inputs goes with item b of the targets) and returns (T 3 H W). Views carry the camera attribute `frame`.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -86,4 +88,4 @@ def regroup_counts(rows: tuple[int, ...], groups: tuple[int, ...]) -> tuple[int,
     ends = [0]
     for size in groups:
         ends.append(ends[-1] + size)
-    return tuple(sum(rows[start:stop]) for start, stop in zip(ends, ends[1:]))
+    return tuple(sum(rows[start:stop]) for start, stop in pairwise(ends))

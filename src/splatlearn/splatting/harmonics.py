@@ -43,9 +43,7 @@ def degree_of(coefficients: int) -> int:
     """
     degree = isqrt(coefficients) - 1
     if (degree + 1) ** 2 != coefficients or not 0 <= degree <= MAX_DEGREE:
-        raise UserError(
-            f"sh has {coefficients} coefficients per Gaussian; expected 1, 4, 9, 16 or 25 (degree 0 to 4)"
-        )
+        raise UserError(f"sh has {coefficients} coefficients per Gaussian; expected 1, 4, 9, 16 or 25 (degree 0 to 4)")
     return degree
 
 

@@ -70,9 +70,7 @@ def composite(
     return (alpha * before) @ values, 1 - behind[:, -1]
 
 
-def _view(
-    item: Gaussians, pose: Tensor, intrinsics: Tensor, size: tuple[int, int], options: "RenderOptions"
-) -> Tensor:
+def _view(item: Gaussians, pose: Tensor, intrinsics: Tensor, size: tuple[int, int], options: "RenderOptions") -> Tensor:
     """(5 H W): color, depth and alpha of one view."""
     poison = _poison(item, pose, intrinsics)
     shown = _visible(item, pose, intrinsics, size, options)

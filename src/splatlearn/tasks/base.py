@@ -39,10 +39,10 @@ RAW_INPUTS = ("color", "normal", "intensity")
 
 
 class LinearProbe(nn.Module):
-    """Standardised features and linear layers, one a learning rate, of which the best by training loss is used.
+    """Standardised features and linear layers, one a learning rate; the task chooses the layer that is used.
 
     Features of few channels (raw inputs) want a higher rate than those of many, so a single one would favour some
-    method; this is the same tuning for every method, and looks at no validation label. The layers share nothing.
+    method; this is the same tuning for every method. The layers share nothing.
 
     Args:
         channels: C.
@@ -50,33 +50,22 @@ class LinearProbe(nn.Module):
         heads: number of layers; the loop gives each its rate by its name, `heads.0`...
     """
 
-    recent: Tensor
-    seen: Tensor
+    best: Tensor
 
     def __init__(self, channels: int, outputs: int, heads: int = 1) -> None:
         super().__init__()
         self.norm = PackedBatchNorm(channels).requires_grad_(False)
         self.heads = nn.ModuleList(nn.Linear(channels, outputs) for _ in range(heads))
-        self.register_buffer("recent", torch.zeros(heads))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("best", torch.zeros((), dtype=torch.int64))
 
     def each(self, features: Tensor) -> list[Tensor]:
         """(N K) outputs of every layer."""
         normal = self.norm(features)
         return [head(normal) for head in self.heads]
 
-    def observe(self, losses: Tensor) -> None:
-        """Keeps the layers' training losses, averaged over about the last twenty steps.
-
-        Args:
-            losses: one a layer.
-        """
-        self.recent.lerp_(losses.detach(), 0.05 if self.seen else 1.0)
-        self.seen.add_(1)
-
     def forward(self, features: Tensor) -> Tensor:
-        """(N C) -> (N K) by the best layer."""
-        return self.heads[int(self.recent.argmin())](self.norm(features))
+        """(N C) -> (N K) by the chosen layer."""
+        return self.heads[int(self.best)](self.norm(features))
 
 
 class TrainedHead(nn.Sequential):

@@ -6,7 +6,7 @@ Legend: N points of the cloud, M kept points (one a voxel). Metres, world.
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, cast
+from typing import Self, TypeVar, cast
 from zlib import crc32
 
 import numpy as np
@@ -20,7 +20,9 @@ from splatlearn.encoders.base import height
 from splatlearn.errors import BadData, UserError
 from splatlearn.structures import Batch, Points
 
+S = TypeVar("S", bound=Scene)
 IGNORE = -1
+ENOUGH_TO_TUNE = 5
 REMEMBERED = 256
 """Thinned clouds kept in memory by a process."""
 
@@ -53,6 +55,7 @@ class CloudData:
         augment: turn, scale, mirror, jitter, and change the colours.
         whole: validation: whole clouds, unchanged, with all their labels.
         classes: number of classes that labels are checked against; 0 checks nothing.
+        tuning: share of the training clouds that is kept for choosing settings, the split `tune`.
     """
 
     source: Source
@@ -64,10 +67,14 @@ class CloudData:
     augment: bool = False
     whole: bool = False
     classes: int = 0
+    tuning: float = 0.0
 
     def scenes(self, split: str) -> Mapping[str, Sequence[Scene]]:
-        """Clouds of `train` or `val`."""
-        return {"all": split_scenes(self.source.scenes(), split)}
+        """Clouds of `train`, `tune` or `val`."""
+        if split == "val":
+            return {"all": split_scenes(self.source.scenes(), split)}
+        train, tune = keep_for_tuning(split_scenes(self.source.scenes(), "train"), self.tuning)
+        return {"all": tune if split == "tune" else train}
 
     def shares(self) -> Mapping[str, float]:
         """By size."""
@@ -90,9 +97,12 @@ class CloudData:
         return Cloud(names=(scene.name,), points=points, full=thinned.full.rows(torch.arange(0)))
 
     def each(self, split: str) -> Iterator[Cloud]:
-        """Every cloud of a split once, thinned and whole, in order."""
-        for scenes in self.scenes(split).values():
-            yield from map(self.thin, scenes)
+        """Every cloud of a split once, thinned and whole, in order; those of `tune` with their share of labels."""
+        for scene in self.scenes(split)["all"]:
+            cloud = self.thin(scene)
+            if split == "tune":
+                cloud = replace(cloud, points=keep_labels(cloud.points, self.labels, scene.name, self.seed))
+            yield cloud
 
     def thin(self, scene: Scene) -> Cloud:
         """The kept points of a scene, whole and without augmentation; the last few scenes are remembered."""
@@ -147,6 +157,16 @@ def thin_rows(xyz: Tensor, voxel: float) -> tuple[Tensor, Tensor]:
     rank = torch.empty_like(place)
     rank[place] = torch.arange(len(place), device=xyz.device)
     return kept, rank[cell]
+
+
+def keep_for_tuning(scenes: Sequence[S], share: float) -> tuple[Sequence[S], Sequence[S]]:
+    """Scenes to train on, and about a share of them, evenly spread, to choose settings on; of fewer than five scenes
+    all are in both."""
+    kept = round(share * len(scenes))
+    if not kept or len(scenes) < ENOUGH_TO_TUNE:
+        return scenes, scenes
+    chosen = {(2 * i + 1) * len(scenes) // (2 * kept) for i in range(kept)}
+    return [s for i, s in enumerate(scenes) if i not in chosen], [s for i, s in enumerate(scenes) if i in chosen]
 
 
 def checked_labels(label: Tensor, classes: int, name: str) -> Tensor:
@@ -209,16 +229,18 @@ class HeldData:
         val: clouds to evaluate on.
         rows: most points of a training sample.
         whole: give whole clouds.
+        tune: clouds to choose settings on.
     """
 
     train: tuple[Held, ...]
     val: tuple[Held, ...]
     rows: int
     whole: bool = False
+    tune: tuple[Held, ...] = ()
 
     def scenes(self, split: str) -> Mapping[str, Sequence[Held]]:
-        """The clouds of `train` or `val`."""
-        return {"all": self.train if split == "train" else self.val}
+        """The clouds of `train`, `tune` or `val`."""
+        return {"all": {"train": self.train, "tune": self.tune, "val": self.val}[split]}
 
     def shares(self) -> Mapping[str, float]:
         """By size."""
@@ -234,6 +256,11 @@ class HeldData:
         clouds = [held.cloud for held in self.train]
         limited = [replace(c, points=keep_labels(c.points, share, c.names[0], seed)) for c in clouds]
         return replace(self, train=tuple(map(Held, limited)))
+
+    def for_tuning(self, share: float) -> Self:
+        """The same with a share of the training clouds moved to `tune`, as `keep_for_tuning` chooses them."""
+        train, tune = keep_for_tuning(self.train, share)
+        return replace(self, train=tuple(train), tune=tuple(tune))
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Cloud:
         """A whole cloud, or `rows` of its labelled points, drawn without repetition.

@@ -143,6 +143,7 @@ def compare_with_controls(
     seeds: int = 3,
     labels: Sequence[float] = (1.0, 0.1),
     finetune_labels: Sequence[float] = (0.1,),
+    finetune_seeds: int | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """The table: pre-trained, random and raw, frozen, with linear probes; fine-tuned and from scratch.
@@ -156,6 +157,7 @@ def compare_with_controls(
         seeds: number of seeds, from `trial.seed` on.
         labels: shares of the labels for the linear probes.
         finetune_labels: shares of the labels for fine-tuning and training from scratch.
+        finetune_seeds: number of seeds of those two rows, by default all; each takes longer than all probes of a seed.
         tell: gets a line when something begins.
 
     Raises:
@@ -174,7 +176,7 @@ def compare_with_controls(
             if resolved.origin != "random":
                 cache[name] = resolved, held
             found += [run_probe(replace(frozen, labels=s), resolved, name, held=held) for s in labels]
-        for share in finetune_labels:
+        for share in finetune_labels if number - trial.seed < (finetune_seeds or seeds) else ():
             tuned = replace(trial, probe="finetune", seed=number, labels=share)
             for name, options in ((run, None), random):
                 tell(f"seed {number}: training everything from {name}, {100 * share:g} % of the labels")

@@ -38,8 +38,10 @@ class SegmentationConfig:
         lovasz: weight of the Lovasz loss beside cross-entropy (Sonata's probes: 1).
         steps: optimiser steps of a probe on frozen features.
         batch: clouds a step of such a probe.
-        learning_rates: peaks for the layers of a linear probe, highest first; the layer with the least training loss
-            is used (our defaults: raw inputs learn best at the first, encoders at the second).
+        learning_rates: peaks for the layers of a linear probe, highest first; the layer with the least cross-entropy
+            on the clouds kept for tuning is used.
+        tuning: share of the training clouds that is kept for this choice and not trained on; where there are fewer
+            than five, the training clouds decide.
         decoder_learning_rate: peak of a decoder probe.
         finetune_steps: optimiser steps when the encoder trains.
         finetune_batch: crops a step when the encoder trains.
@@ -59,7 +61,8 @@ class SegmentationConfig:
     lovasz: float = 0.0
     steps: int = 600
     batch: int = 4
-    learning_rates: tuple[float, ...] = (5e-2, 1e-2, 2e-3)
+    learning_rates: tuple[float, ...] = (5e-1, 1e-1, 2e-2, 4e-3)
+    tuning: float = 0.2
     decoder_learning_rate: float = 5e-3
     finetune_steps: int = 400
     finetune_batch: int = 4
@@ -135,11 +138,13 @@ class Segmentation(Task[Cloud]):
         self.config, self.classes = config, classes
         if frozen and held is None:
             held = self.hold(config, encoder, source)
+        tuning = config.tuning if probe == "linear" and len(config.learning_rates) > 1 else 0.0
         if frozen and held is not None:
-            self.data, self.validation = held.with_labels(labels, seed), replace(held, whole=True)
+            held = held.with_labels(labels, seed).for_tuning(tuning)
+            self.data, self.validation = held, replace(held, whole=True)
         else:
-            self.data = replace(clouds, crop=config.crop, augment=not frozen)
-            self.validation = replace(clouds, whole=True)
+            self.data = replace(clouds, crop=config.crop, augment=not frozen, tuning=tuning)
+            self.validation = replace(self.data, whole=True, crop=0, augment=False)
 
     @classmethod
     def training(cls, config: SegmentationConfig, probe: ProbeName) -> dict[str, Any]:
@@ -195,8 +200,6 @@ class Segmentation(Task[Cloud]):
         outputs = self.probe.each(features) if isinstance(self.probe, LinearProbe) else [self.probe(features)]
         entropies = torch.stack([cross_entropy(logits, label) for logits in outputs])
         losses = {"cross_entropy": entropies.sum()}
-        if isinstance(self.probe, LinearProbe):
-            self.probe.observe(entropies)
         if self.config.lovasz:
             parts = torch.stack([lovasz_softmax(logits, label) for logits in outputs])
             losses["lovasz"] = self.config.lovasz * parts.sum()
@@ -206,10 +209,22 @@ class Segmentation(Task[Cloud]):
     def evaluate(self, batches: Iterable[Cloud]) -> dict[str, float]:
         """`miou`, `macc` and `accuracy` in percent over all labelled points of the clouds, each predicted once, and
         `iou/CLASS`. The means are over the classes that occur in the labels."""
+        if isinstance(self.probe, LinearProbe) and len(self.probe.heads) > 1:
+            self.probe.best.fill_(self._best_layer(self.probe))
         scores = Scores(len(self.classes))
         for batch in batches:
             scores.update(self.predict(batch), batch.full["label"])
         return scores.compute(self.classes)
+
+    def _best_layer(self, probe: LinearProbe) -> int:
+        """The layer with the least cross-entropy over the labelled points of the clouds kept for tuning."""
+        sums = torch.zeros(len(probe.heads), dtype=torch.float64)
+        for cloud in self.data.each("tune"):
+            rows = (cloud.points["label"] >= 0).nonzero().squeeze(1)
+            points = (cloud.points if "feature" not in cloud.points else cloud.points.rows(rows)).to(probe.best.device)
+            outputs, label = probe.each(self.features(points)), points["label"]
+            sums += torch.stack([cross_entropy(o, label) * (label >= 0).sum() for o in outputs]).double().cpu()
+        return int(sums.argmin())
 
     @torch.no_grad()
     def predict(self, batch: Cloud) -> Tensor:

@@ -82,9 +82,7 @@ def _check_scene(scene: Scene, size: tuple[int, int], gap: int, classes: int) ->
     )
 
 
-def _check_views(
-    scene: Scene, size: tuple[int, int], gap: int, broken: list[tuple[str, str]]
-) -> ViewsReport | None:
+def _check_views(scene: Scene, size: tuple[int, int], gap: int, broken: list[tuple[str, str]]) -> ViewsReport | None:
     import numpy as np
 
     cameras = scene.cameras

@@ -152,9 +152,7 @@ def _views_table(scenes: Iterable[SceneReport]) -> Table:
 
 
 def _points_table(scenes: Iterable[SceneReport]) -> Table:
-    table = _table(
-        "Clouds", "scene", "split", "points", "extent m", "has", "lacks", "classes", "boxes", "up", "metric"
-    )
+    table = _table("Clouds", "scene", "split", "points", "extent m", "has", "lacks", "classes", "boxes", "up", "metric")
     for scene in scenes:
         if (p := scene.points) is not None:
             table.add_row(

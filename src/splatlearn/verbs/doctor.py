@@ -62,9 +62,7 @@ def list_names(kind: str = "", name: str = "") -> str:
     if kind == "train" and not name:
         return _train_options()
     if kind and kind not in kinds:
-        raise ConfigError(
-            f"unknown kind {kind!r}{nearest(kind, [*kinds, 'train'])} (known: {', '.join(kinds)}, train)"
-        )
+        raise ConfigError(f"unknown kind {kind!r}{nearest(kind, [*kinds, 'train'])} (known: {', '.join(kinds)}, train)")
     if name:
         return _options(kinds[kind], name)
     chosen = {kind: kinds[kind]} if kind else kinds

@@ -72,6 +72,7 @@ def evaluate_table(
     seeds: int = 3,
     labels: Sequence[float] = (1.0, 0.1),
     finetune_labels: Sequence[float] = (0.1,),
+    finetune_seeds: int | None = None,
     seed: int = 0,
     json: Path | None = None,
     data_options: Options | None = None,
@@ -89,6 +90,7 @@ def evaluate_table(
         seeds: number of seeds of every row.
         labels: shares of the labels for the linear probes.
         finetune_labels: shares of the labels for fine-tuning and training from scratch; empty leaves them out.
+        finetune_seeds: number of seeds of those two rows; by default all.
         seed: the first seed.
         json: file for all results and the verdict.
         data_options: options of the data's reader.
@@ -104,7 +106,13 @@ def evaluate_table(
     trial = _trial(task, preset, data, data_options, task_options, train_options, seed=seed)
     runs = [run] if isinstance(run, str | Path) else run
     table = compare_with_controls(
-        trial, [Path(r) for r in runs], seeds=seeds, labels=labels, finetune_labels=finetune_labels, tell=tell
+        trial,
+        [Path(r) for r in runs],
+        seeds=seeds,
+        labels=labels,
+        finetune_labels=finetune_labels,
+        finetune_seeds=finetune_seeds,
+        tell=tell,
     )
     if json is not None:
         table.write(json)

@@ -76,9 +76,7 @@ def ensure(recipe: Recipe, count: int, workers: int) -> list[Path]:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write the cache {root}: {error}; set SPLATLEARN_CACHE to another folder"
-        ) from error
+        raise UserError(f"cannot write the cache {root}: {error}; set SPLATLEARN_CACHE to another folder") from error
     folders = [root / f"room-{index:04d}" for index in range(count)]
     missing = [index for index in range(count) if not folders[index].is_dir()]
     share = min(workers, (len(missing) + 1) // 2)
@@ -139,9 +137,7 @@ def _write_frames(folder: Path, recording: "Recording") -> None:
     for name in ("color", "depth", "instance"):
         (folder / name).mkdir()
     for index in range(len(recording.poses)):
-        Image.fromarray(recording.color[index]).save(
-            folder / "color" / f"{index:06d}.jpg", quality=93, subsampling=0
-        )
+        Image.fromarray(recording.color[index]).save(folder / "color" / f"{index:06d}.jpg", quality=93, subsampling=0)
         for name in ("depth", "instance"):
             Image.fromarray(getattr(recording, name)[index]).save(folder / name / f"{index:06d}.png")
 

@@ -159,9 +159,7 @@ def _edges(hits: Hits, world: World, shape: tuple[int, int, int]) -> NDArray[np.
     return np.flatnonzero(mark)
 
 
-def _antialias(
-    world: World, poses: Array, camera: Array, size: tuple[int, int], pixels: NDArray[np.int64]
-) -> Single:
+def _antialias(world: World, poses: Array, camera: Array, size: tuple[int, int], pixels: NDArray[np.int64]) -> Single:
     """(K 3) linear radiance of some pixels, averaged over places inside each."""
     view, rest = np.divmod(pixels, size[0] * size[1])
     y, x = np.divmod(rest, size[0])

@@ -34,9 +34,7 @@ def partner(rng: np.random.Generator, color: Array) -> Array:
     """A second colour: a darker or lighter tone of the first, or now and then any other."""
     if rng.random() < 0.2:
         return random_color(rng)
-    return np.clip(
-        color * rng.uniform(0.45, 0.75) if color.mean() > 0.4 else color * rng.uniform(1.4, 2.0), 0.02, 1
-    )
+    return np.clip(color * rng.uniform(0.45, 0.75) if color.mean() > 0.4 else color * rng.uniform(1.4, 2.0), 0.02, 1)
 
 
 @dataclass
@@ -52,9 +50,7 @@ class Finishes:
     rng: np.random.Generator
     _woods: list[int] = field(default_factory=list)
 
-    def _pick(
-        self, patterns: Sequence[Pattern], color: Array, size: tuple[float, float], faint: float = 0.0
-    ) -> int:
+    def _pick(self, patterns: Sequence[Pattern], color: Array, size: tuple[float, float], faint: float = 0.0) -> int:
         """A new material; `faint` is the probability that its two colours are brought close together."""
         pattern = patterns[int(self.rng.integers(len(patterns)))]
         second = partner(self.rng, color)

@@ -80,9 +80,7 @@ def _shell_chair(builder: Builder, rng: np.random.Generator, finishes: Finishes)
     for t in along:
         y = -0.22 + 0.42 * min(t / 0.55, 1.0) + 0.1 * max(0.0, t - 0.55)
         z = back * max(0.0, (t - 0.5) / 0.5) ** 1.2 - 0.02 * np.sin(np.pi * min(t / 0.5, 1.0))
-        rows.append(
-            np.column_stack([across * width / 2, np.full(7, y) - 0.06 * across**2 * t, z + 0.05 * across**2])
-        )
+        rows.append(np.column_stack([across * width / 2, np.full(7, y) - 0.06 * across**2 * t, z + 0.05 * across**2]))
     shell = np.stack(rows)
     material = finishes.hard()
     builder.add(sheet(shell[:, ::-1], material), (0, 0, seat))
@@ -106,9 +104,7 @@ def sofa(rng: np.random.Generator, finishes: Finishes) -> Piece:
     thick = 0.16
     base = seat - 0.13
     builder.add(cushion((0, 0, (foot + base) / 2), (width, deep, base - foot), cloth, 0.03))
-    builder.add(
-        cushion((0, (deep - thick) / 2, (foot + back) / 2), (width - 2 * arm, thick, back - foot), cloth, 0.05)
-    )
+    builder.add(cushion((0, (deep - thick) / 2, (foot + back) / 2), (width - 2 * arm, thick, back - foot), cloth, 0.05))
     arm_top = seat + span(rng, 0.1, 0.22)
     for side in (-1, 1):
         at = (side * (width - arm) / 2, 0, (foot + arm_top) / 2)
@@ -117,9 +113,7 @@ def sofa(rng: np.random.Generator, finishes: Finishes) -> Piece:
         x = (index - (seats - 1) / 2) * place
         builder.add(cushion((x, -thick / 2, seat - 0.055), (place - 0.015, deep - thick - 0.01, 0.15), pad, 0.05))
         lean = axis_matrix(0, -0.2)
-        builder.add(
-            cushion((0, 0, 0), (place - 0.03, 0.13, 0.36), pad, 0.06), (x, deep / 2 - 0.21, seat + 0.19), lean
-        )
+        builder.add(cushion((0, 0, 0), (place - 0.03, 0.13, 0.36), pad, 0.06), (x, deep / 2 - 0.21, seat + 0.19), lean)
     if seats > 1 and chance(rng, 0.3):
         side = (-1 if chance(rng, 0.5) else 1) * (width - place) / 2 + 0.0
         side -= np.sign(side) * arm
@@ -157,9 +151,7 @@ def bed(rng: np.random.Generator, finishes: Finishes) -> Piece:
     builder.add(cushion((0, 0, (rail + top) / 2), (width, long, top - rail), sheet_, 0.06))
     cover = span(rng, 0.5, 0.72) * long
     drop = top - rail + span(rng, -0.05, 0.1)
-    builder.add(
-        cushion((0, -(long - cover) / 2, top + 0.035 - drop / 2), (width + 0.1, cover, drop), blanket, 0.045)
-    )
+    builder.add(cushion((0, -(long - cover) / 2, top + 0.035 - drop / 2), (width + 0.1, cover, drop), blanket, 0.045))
     pillows = 1 if width < 1.2 else 2
     for index in range(pillows):
         x = (index - (pillows - 1) / 2) * width / 2

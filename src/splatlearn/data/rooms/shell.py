@@ -202,9 +202,7 @@ def build_opening(rng: np.random.Generator, shell: Shell, opening: Opening, fini
     return piece.transform(turn, wall.at((opening.low[0] + opening.high[0]) / 2, 0, opening.low[1]))
 
 
-def _casing(
-    builder: Builder, half: float, high: float, edge: float, proud: float, material: int, sill: bool
-) -> None:
+def _casing(builder: Builder, half: float, high: float, edge: float, proud: float, material: int, sill: bool) -> None:
     """The frame on the wall around an opening; +y is into the wall, the wall's surface is y = 0."""
     for x0, x1 in ((-half - edge, -half), (half, half + edge)):
         builder.box((x0, -proud, -edge if sill else 0), (x1, 0, high + edge), material)

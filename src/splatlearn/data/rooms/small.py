@@ -271,9 +271,7 @@ def _monitor(builder: Builder, rng: np.random.Generator, finishes: Finishes) -> 
     builder.add(cylinder(0.1, 0.015, shell, 16), (0, 0.03, 0))
     builder.box((-0.03, 0.02, 0.01), (0.03, 0.045, 0.2), shell)
     builder.box((-wide, -0.02, 0.1), (wide, 0.02, 0.1 + high), shell)
-    builder.box(
-        (-wide + 0.015, -0.024, 0.115), (wide - 0.015, -0.02, 0.085 + high), finishes.canvas(2 * wide, high)
-    )
+    builder.box((-wide + 0.015, -0.024, 0.115), (wide - 0.015, -0.02, 0.085 + high), finishes.canvas(2 * wide, high))
 
 
 def _bowl(builder: Builder, rng: np.random.Generator, finishes: Finishes) -> None:

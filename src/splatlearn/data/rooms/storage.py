@@ -97,26 +97,18 @@ def wardrobe(rng: np.random.Generator, finishes: Finishes) -> Piece:
 def dresser(rng: np.random.Generator, finishes: Finishes) -> Piece:
     """A chest of drawers or a sideboard."""
     if chance(rng, 0.5):
-        return _cabinet(
-            rng, finishes, (span(rng, 0.7, 1.2), span(rng, 0.4, 0.5), span(rng, 0.75, 1.1)), doors=False
-        )
-    return _cabinet(
-        rng, finishes, (span(rng, 1.1, 1.8), span(rng, 0.36, 0.46), span(rng, 0.42, 0.7)), chance(rng, 0.6)
-    )
+        return _cabinet(rng, finishes, (span(rng, 0.7, 1.2), span(rng, 0.4, 0.5), span(rng, 0.75, 1.1)), doors=False)
+    return _cabinet(rng, finishes, (span(rng, 1.1, 1.8), span(rng, 0.36, 0.46), span(rng, 0.42, 0.7)), chance(rng, 0.6))
 
 
 def nightstand(rng: np.random.Generator, finishes: Finishes) -> Piece:
     """A small cabinet beside a bed."""
-    return _cabinet(
-        rng, finishes, (span(rng, 0.35, 0.5), span(rng, 0.34, 0.42), span(rng, 0.4, 0.6)), chance(rng, 0.4)
-    )
+    return _cabinet(rng, finishes, (span(rng, 0.35, 0.5), span(rng, 0.34, 0.42), span(rng, 0.4, 0.6)), chance(rng, 0.4))
 
 
 def wall_cabinet(rng: np.random.Generator, finishes: Finishes) -> Piece:
     """A cabinet that hangs on a wall; its lower side is at z = 0 here."""
-    return _cabinet(
-        rng, finishes, (span(rng, 0.6, 1.6), span(rng, 0.28, 0.36), span(rng, 0.4, 0.7)), True, feet=False
-    )
+    return _cabinet(rng, finishes, (span(rng, 0.6, 1.6), span(rng, 0.28, 0.36), span(rng, 0.4, 0.7)), True, feet=False)
 
 
 def _cabinet(
@@ -127,9 +119,7 @@ def _cabinet(
     foot = span(rng, 0.03, 0.15) if feet and chance(rng, 0.6) else 0.0
     if foot:
         legs(builder, half_x - 0.05, half_y - 0.05, foot, 0.05, finishes.wood(), False)
-    builder.box(
-        (-half_x, -half_y, high - 0.025), (half_x, half_y, high), finishes.wood() if chance(rng, 0.3) else body
-    )
+    builder.box((-half_x, -half_y, high - 0.025), (half_x, half_y, high), finishes.wood() if chance(rng, 0.3) else body)
     _fronted_block(
         builder,
         rng,

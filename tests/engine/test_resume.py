@@ -44,7 +44,9 @@ def kill_until_done(context: ForkServerContext, run: Path, workers: int, kills: 
     while True:
         process = start(context, run, workers)
         if killed < kills:
-            wait_for_lines(process, run, rng.randrange(OPTIONS["steps"]))  # of this or of an earlier start
+            present = len(losses(run))
+            if rng.random() < 0.7 and present < OPTIONS["steps"]:  # else while it starts
+                wait_for_lines(process, run, rng.randrange(present, OPTIONS["steps"]))
             process.join(rng.uniform(0, 0.1))
         else:
             process.join()

@@ -222,7 +222,7 @@ def _boxes(folder: Path) -> dict[str, Tensor]:
     {
         "default": {},
         "tiny": {"rooms": 6, "frames": 12, "size": (64, 48), "points": 6000, "side": (3.0, 3.8)},
-        "demo": {"rooms": 40, "points": 30000},
+        "demo": {"rooms": 32, "points": 30000},
     },
 )
 class RoomsReader(Reader):

@@ -119,7 +119,8 @@ class Registry(Generic[T]):
 
     def create(self, name: str, options: Mapping[str, Any] | None = None, **parts: Any) -> T:
         """An instance of `name`: `cls(config, **parts)`."""
-        return self.family(name).cls(self.config(name, options), **parts)
+        make: Callable[..., T] = self.family(name).cls
+        return make(self.config(name, options), **parts)
 
     def _load(self, family: str) -> None:
         installed = self._installed()

@@ -165,14 +165,14 @@ def bars(values: Mapping[str, float], xlabel: str, highlight: Iterable[str] = ()
 
 def shares(values: Mapping[str, float]) -> bytes:
     """One stacked bar of parts of a whole, largest parts named with their share."""
-    figure, axes = _figure(height=1.2)
+    figure, axes = _figure(height=1.4)
     total, start = sum(values.values()) or 1.0, 0.0
     for number, (name, value) in enumerate(values.items()):
         color, width = PALETTE[number % len(PALETTE)], 100 * value / total
         axes.barh(0, width, left=start, color=color, label=f"{name} {width:.1f} %", height=0.8)
         start += width
     axes.set(xlim=(0, 100), yticks=[], xlabel="share of a step, %")
-    axes.legend(frameon=False, ncols=len(values), loc="lower center", bbox_to_anchor=(0.5, 0.95))
+    axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 0.95))
     axes.spines["left"].set_visible(False)
     return _png(figure)
 

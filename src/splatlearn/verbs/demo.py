@@ -53,7 +53,17 @@ def demo(*, out: Path = Path("demo"), seed: int = 0, steps: int = 100) -> str:
     recipes = [_train(job, run, tell)[0] for run, job in jobs.items()]
     baseline = _train(frozen, out / "random-frozen", tell)[1]
     tell("probes on rooms that no encoder has seen")
-    table = evaluate_table([*jobs], data=SETTINGS["data"], seeds=SEEDS, seed=seed, json=out / "probes.json", tell=tell)
+    table = evaluate_table(
+        [*jobs],
+        data=SETTINGS["data"],
+        seeds=SEEDS,
+        labels=(1.0,),
+        finetune_labels=(0.1,),
+        finetune_seeds=1,
+        seed=seed,
+        json=out / "probes.json",
+        tell=tell,
+    )
     metrics = {
         RANDOM_FROZEN: baseline.metrics["val_psnr"],
         f"{RANDOM_FROZEN}_novel": baseline.metrics["val_psnr_novel"],

@@ -24,7 +24,7 @@ class Family(Generic[T]):
     """One registered class: its config dataclass, and presets that are options of that config."""
 
     name: str
-    cls: type[T]
+    cls: type[Any]
     config: type
     presets: Mapping[str, Mapping[str, Any]]
 
@@ -119,8 +119,7 @@ class Registry(Generic[T]):
 
     def create(self, name: str, options: Mapping[str, Any] | None = None, **parts: Any) -> T:
         """An instance of `name`: `cls(config, **parts)`."""
-        make: Callable[..., T] = self.family(name).cls
-        return make(self.config(name, options), **parts)
+        return self.family(name).cls(self.config(name, options), **parts)
 
     def _load(self, family: str) -> None:
         installed = self._installed()

@@ -8,10 +8,8 @@ from data.recording_maker import SIZE, write_seven_scenes
 from splatlearn.data.rgbd import RgbdConfig, RgbdReader
 from splatlearn.data.sampling import (
     ScenePart,
-    crop_column,
     crop_nearest,
     draw_views,
-    grid_sample,
     overlap,
     pairs,
     split_scenes,
@@ -215,16 +213,3 @@ class TestCrops:
         assert len(part) == 60 and radius <= (outside.xyz - centre).norm(dim=1).min()
         assert (part["label"].diff() > 0).all()
         assert crop_nearest(cloud, 500, np.random.default_rng(1)) is cloud
-
-    def test_column(self, cloud):
-        part = crop_column(cloud, (1.0, 2.0), np.random.default_rng(1))
-        extent = part.xyz.amax(0) - part.xyz.amin(0)
-        assert extent[0] <= 1 and extent[1] <= 2 and extent[2] > 3
-
-    def test_grid(self, cloud):
-        rng = np.random.default_rng(0)
-        first, second = grid_sample(cloud, 0.8, rng), grid_sample(cloud, 0.8, rng)
-        cells = ((cloud.xyz - cloud.xyz.amin(0)) / 0.8).floor()
-        for part in (first, second):
-            assert len(part) == len(cells.unique(dim=0)) == len(cells[part["label"]].unique(dim=0))
-        assert not torch.equal(first["label"], second["label"])

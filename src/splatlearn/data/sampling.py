@@ -263,30 +263,6 @@ def crop_nearest(points: Points, count: int, rng: np.random.Generator) -> Points
     return points.rows(distance.topk(count, largest=False).indices.sort().values)
 
 
-def crop_column(points: Points, size: tuple[float, float], rng: np.random.Generator) -> Points:
-    """The points in an upright column of `size` (x, y) metres around a random point; one item."""
-    centre = points.xyz[int(rng.integers(len(points))), :2]
-    inside = (points.xyz[:, :2] - centre).abs() <= points.xyz.new_tensor(size) / 2
-    return points.rows(inside.all(1))
-
-
-def grid_sample(points: Points, voxel: float, rng: np.random.Generator) -> Points:
-    """One random point of every occupied voxel, in their order; one item.
-
-    Args:
-        points: of one item.
-        voxel: edge, metres, > 0.
-    """
-    shuffled = torch.from_numpy(rng.permutation(len(points)))
-    cells = ((points.xyz - points.xyz.amin(0)) / voxel).floor().long()[shuffled]
-    _, cell = torch.unique(cells, dim=0, return_inverse=True)
-    # A stable sort keeps the shuffled order within a voxel, so the first of each run is a random one.
-    order = cell.argsort(stable=True)
-    first = torch.ones_like(cell, dtype=torch.bool)
-    first[1:] = cell[order].diff() != 0
-    return points.rows(shuffled[order[first]].sort().values)
-
-
 def _nearest_later(frame: np.ndarray, start: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Index of the frame nearest to `wanted` and after `start`; of two equally near, the earlier."""
     right = np.clip(np.searchsorted(frame, wanted), 0, len(frame) - 1)

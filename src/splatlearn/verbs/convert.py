@@ -1,0 +1,52 @@
+"""`convert`: a Gaussian scene from one file format to another."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was converted.
+
+    Args:
+        source: file or folder that was read.
+        target: file or folder that was written.
+        gaussians: how many.
+        degree: of the spherical harmonics in the source.
+        lost: what the target does not hold.
+    """
+
+    source: Path
+    target: Path
+    gaussians: int
+    degree: int
+    lost: tuple[str, ...]
+
+    def __str__(self) -> str:
+        count = f"{self.gaussians:,} Gaussians, spherical harmonics of degree {self.degree}"
+        lost = "\n".join(f"  lost: {what}" for what in self.lost) or "  nothing is lost"
+        return f"{self.source} -> {self.target}: {count}\n{lost}"
+
+
+def convert(source: Path, target: Path, *, overwrite: bool = False) -> Converted:
+    """Convert a Gaussian scene from one file format to another.
+
+    In: .ply (usual and compressed), .splat, .spz, SceneSplat folders. Out: .ply, .splat, SceneSplat folders.
+    Axes, unit and order of the Gaussians stay as they are. What the target cannot hold is printed.
+
+    Args:
+        source: a .ply, .splat or .spz file, or a folder with coord.npy, color.npy, opacity.npy, quat.npy, scale.npy.
+        target: a .ply or .splat file, or, without a suffix, a folder of such arrays.
+        overwrite: replace the target if it is there.
+
+    Raises:
+        UserError: the target is there or its format is not written.
+        BadData: the source is no such file, or a damaged one.
+    """
+    from splatlearn.splatting.files import check_target, read_raw, write_raw
+
+    source, target = Path(source).expanduser(), Path(target).expanduser()
+    check_target(target, overwrite=overwrite)
+    raw = read_raw(source)
+    lost = write_raw(raw, target, overwrite=overwrite)
+    return Converted(source, target, len(raw), raw.degree, lost)

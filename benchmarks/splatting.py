@@ -36,9 +36,14 @@ LEAVES = ("means", "scales", "quaternions", "opacities", "sh")
 
 
 def pixel_cloud(width: int, height: int, number: int, views: int = 1) -> tuple[Gaussians, Cameras]:
-    """Back-projected pixels of a wavy wall with a box before it: one to two pixels wide, any turn and opacity."""
+    """Back-projected pixels of a wavy wall with a box before it: one to two pixels wide, any turn and opacity.
+
+    More Gaussians than pixels are further layers of the same.
+    """
     draw = torch.Generator().manual_seed(0)
-    pixel = torch.randperm(width * height, generator=draw)[:number].sort().values
+    layers = -(-number // (width * height))
+    order = torch.cat([torch.randperm(width * height, generator=draw) for _ in range(layers)])
+    pixel = order[:number].sort().values
     x, y, focal = pixel % width + 0.5, pixel // width + 0.5, 0.9 * width
     depth = 2.5 + 0.5 * torch.sin(6 * x / width) + 0.4 * torch.cos(5 * y / height)
     box = ((x - 0.5 * width).abs() < 0.15 * width) & ((y - 0.55 * height).abs() < 0.2 * height)

@@ -9,7 +9,6 @@ from splatlearn.splatting.baselines import (
     mean_color,
     nearest_other,
     own_color,
-    regroup_counts,
 )
 from splatlearn.structures import Cameras, Frames
 
@@ -61,7 +60,3 @@ def test_mean_color_is_flat():
 
 def test_names_that_reports_use():
     assert set(BASELINES) == {"mean_colour", "copy", "depth_warp", "own_colour"}
-
-
-def test_regroup_counts():
-    assert regroup_counts((3, 4, 5), (2, 1)) == (7, 5)

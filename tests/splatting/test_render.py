@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from splatlearn.data.augment import transform_cameras
 from splatlearn.errors import UserError
 from splatlearn.splatting import Rendering, RenderOptions, render
 from splatlearn.structures import SH_C0, Cameras, Gaussians
@@ -183,9 +184,19 @@ def test_rigid_motion_of_cloud_and_cameras_changes_nothing(options):
     turned = torch.stack([c * w - s * z, c * x - s * y, c * y + s * x, c * z + s * w], 1)
     moved = replace(cloud, means=cloud.means @ motion[:3, :3].T + motion[:3, 3], quaternions=turned)
     one = render(cloud, cameras, options=options)
-    other = render(moved, cameras.transform(motion), options=options)
+    other = render(moved, transform_cameras(cameras, motion), options=options)
     assert (one.color - other.color).abs().mean() < 1e-5
     assert (one.depth - other.depth).abs().mean() < 1e-5
+
+
+def test_autocast_changes_nothing(options):
+    cloud, cameras = random_gaussians(40, degree=1), random_cameras(1)
+    cloud = replace(cloud, means=cloud.means.requires_grad_())
+    exact = render(cloud, cameras, options=options)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = render(cloud, cameras, options=options)
+    assert all(map(torch.equal, found, exact))
+    assert torch.equal(*(torch.autograd.grad(picture.color.sum(), cloud.means)[0] for picture in (found, exact)))
 
 
 def test_background_fills_what_is_left(options):

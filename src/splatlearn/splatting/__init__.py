@@ -1,5 +1,6 @@
-"""Gaussians to pictures: `render`, its options, and its backends."""
+"""Gaussians to pictures and back: `render`, `lift`, their options, and the backends."""
 
+from splatlearn.splatting.lift import Lifted, lift
 from splatlearn.splatting.render import Rendering, RenderOptions, render
 
-__all__ = ["RenderOptions", "Rendering", "render"]
+__all__ = ["Lifted", "RenderOptions", "Rendering", "lift", "render"]

@@ -4,8 +4,6 @@ Legend: V views of the inputs, T target views, H W pixels. Each function takes p
 the inputs goes with item b of the targets) and returns (T 3 H W). Views carry the camera attribute `frame`.
 """
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -63,8 +61,8 @@ def own_color(inputs: Frames, targets: Frames) -> Tensor:
         quaternions=points.xyz.new_tensor([1.0, 0, 0, 0]).expand(len(points), 4),
         opacities=torch.ones_like(z),
         sh=((points["color"] - 0.5) / SH_C0)[:, None],
-        counts=regroup_counts(points.counts, inputs.counts),
-    )
+        counts=points.counts,
+    ).join(inputs.counts)
     rendering = render(gaussians, targets.cameras, options=RenderOptions())
     return rendering.color + (1 - rendering.alpha) * mean_color(inputs, targets)
 
@@ -81,11 +79,3 @@ def nearest_other(inputs: Frames, targets: Frames) -> Tensor:
     distance = (targets.cameras["frame"][:, None] - inputs.cameras["frame"][None]).abs().double()
     distance = distance.masked_fill(distance == 0, 1e12)
     return distance.masked_fill(targets.item[:, None] != inputs.item[None], torch.inf).argmin(1)
-
-
-def regroup_counts(rows: tuple[int, ...], groups: tuple[int, ...]) -> tuple[int, ...]:
-    """Rows per group when consecutive items are joined: `((3, 4, 5), (2, 1))` -> `(7, 5)`."""
-    ends = [0]
-    for size in groups:
-        ends.append(ends[-1] + size)
-    return tuple(sum(rows[start:stop]) for start, stop in pairwise(ends))

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from splatlearn.errors import UserError
+from splatlearn.structures import SH_C0
 
 MAX_DEGREE = 4
 
-C0 = sqrt(1 / (4 * pi))
 C1 = sqrt(3 / (4 * pi))
 C2 = (sqrt(15 / (4 * pi)), sqrt(5 / (16 * pi)), sqrt(15 / (16 * pi)))
 C3 = (
@@ -32,7 +32,7 @@ C4 = (
     sqrt(45 / (64 * pi)),
     sqrt(315 / (256 * pi)),
 )
-"""Normalisations of the real basis functions, |m| from l down to 0 where both signs of m share one."""
+"""Normalisations of the real basis functions above degree 0, |m| from l down to 0 where both signs of m share one."""
 
 
 def degree_of(coefficients: int) -> int:
@@ -82,7 +82,7 @@ def colors(sh: Tensor, directions: Tensor) -> Tensor:
 
 
 def _band0(x: Tensor, y: Tensor, z: Tensor) -> list[Tensor]:
-    return [torch.full_like(x, C0)]
+    return [torch.full_like(x, SH_C0)]
 
 
 def _band1(x: Tensor, y: Tensor, z: Tensor) -> list[Tensor]:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+TILE = 16
+"""Side in pixels of the squares that pictures are drawn in."""
 BORDER = 0.3
 """The Jacobian is linearised no further than this share of half the field of view beyond the image (gsplat)."""
 MIN_DETERMINANT = 1e-10

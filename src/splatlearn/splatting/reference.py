@@ -14,6 +14,7 @@ from splatlearn.splatting import harmonics
 from splatlearn.splatting.projection import (
     MAX_DETERMINANT,
     MIN_DETERMINANT,
+    TILE,
     Footprints,
     project,
     to_camera,
@@ -23,24 +24,42 @@ from splatlearn.structures import Cameras, Gaussians
 if TYPE_CHECKING:
     from splatlearn.splatting.render import RenderOptions
 
-TILE = 16
 
-
-def rasterize(gaussians: Gaussians, cameras: Cameras, options: "RenderOptions") -> tuple[Tensor, Tensor, Tensor]:
-    """Premultiplied color (V 3 H W), depth (V 1 H W) and alpha (V 1 H W), view by view.
+def rasterize(
+    gaussians: Gaussians, cameras: Cameras, features: Tensor | None, options: "RenderOptions"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Premultiplied color (V 3 H W), features (V C H W), depth (V 1 H W) and alpha (V 1 H W), view by view.
 
     Memory is that of one tile: every tile is evaluated again in the backward pass.
     """
+    size = (cameras.width, cameras.height)
+    rows = gaussians.means.new_zeros(len(gaussians), 0) if features is None else features
     views = [
-        _view(item, seen.world_to_camera[v], seen.intrinsics[v], (cameras.width, cameras.height), options)
-        for item, seen in zip(gaussians.split(), cameras.split(), strict=True)
+        _view(item, part, seen.world_to_camera[v], seen.intrinsics[v], size, options)
+        for item, part, seen in zip(gaussians.split(), rows.split(gaussians.counts), cameras.split(), strict=True)
         for v in range(len(seen))
     ]
-    if not views:
-        empty = gaussians.means.new_zeros(0, 5, cameras.height, cameras.width)
-        return empty[:, :3], empty[:, 3:4], empty[:, 4:]
-    layers = torch.stack(views)
-    return layers[:, :3], layers[:, 3:4], layers[:, 4:]
+    empty = gaussians.means.new_zeros(0, 5 + rows.shape[1], cameras.height, cameras.width)
+    layers = torch.stack(views) if views else empty
+    color, depth, blended, alpha = layers.split([3, 1, rows.shape[1], 1], 1)
+    return color, blended, depth, alpha
+
+
+def lift(maps: Tensor, gaussians: Gaussians, cameras: Cameras, options: "RenderOptions") -> tuple[Tensor, Tensor]:
+    """Sums (N C) of maps (V C h w) over the pixels of a Gaussian, weighed as it is blended there, and sums (N) of
+    these weights: the gradient of rendering features of which the loss is their product with the enlarged maps."""
+    size = (cameras.height, cameras.width)
+    by_output = maps.new_ones(len(maps), 1, *size)
+    if maps.shape[1]:
+        large = torch.nn.functional.interpolate(maps, size, mode="bilinear", align_corners=False)
+        by_output = torch.cat([large, by_output], 1)
+    features = gaussians.means.new_zeros(len(gaussians), by_output.shape[1]).requires_grad_()
+    with torch.enable_grad():
+        blended = rasterize(gaussians, cameras, features, options)[1]
+    if not blended.requires_grad:
+        return features.detach()[:, :-1], features.detach()[:, -1]
+    (sums,) = torch.autograd.grad(blended, features, by_output)
+    return sums[:, :-1], sums[:, -1]
 
 
 def composite(
@@ -70,15 +89,23 @@ def composite(
     return (alpha * before) @ values, 1 - behind[:, -1]
 
 
-def _view(item: Gaussians, pose: Tensor, intrinsics: Tensor, size: tuple[int, int], options: "RenderOptions") -> Tensor:
-    """(5 H W): color, depth and alpha of one view."""
-    poison = _poison(item, pose, intrinsics)
+def _view(
+    item: Gaussians,
+    features: Tensor,
+    pose: Tensor,
+    intrinsics: Tensor,
+    size: tuple[int, int],
+    options: "RenderOptions",
+) -> Tensor:
+    """(3 + 1 + C + 1 H W): color, depth, features and alpha of one view."""
+    poison = _poison(item, features, pose, intrinsics)
     shown = _visible(item, pose, intrinsics, size, options)
     means, scales, quaternions = item.means[shown], item.scales[shown], item.quaternions[shown]
     footprints = project(means, scales, quaternions, pose, intrinsics, size, options.low_pass)
     color = harmonics.colors(item.sh[shown], means + pose[:3, :3].T @ pose[:3, 3])
-    values = torch.cat([color, footprints.depths[:, None]], 1)
-    tiles = _tiles(footprints, item.opacities[shown], values, size, options)
+    values = torch.cat([color, footprints.depths[:, None], features[shown]], 1)
+    opacities = _drawn_opacities(footprints, item.opacities[shown], options)
+    tiles = _tiles(footprints, opacities, values, size, options)
     rows = [torch.cat(list(row), 2) for row in tiles]
     return torch.cat(rows, 1) + poison
 
@@ -86,7 +113,7 @@ def _view(item: Gaussians, pose: Tensor, intrinsics: Tensor, size: tuple[int, in
 def _tiles(
     footprints: Footprints, opacities: Tensor, values: Tensor, size: tuple[int, int], options: "RenderOptions"
 ) -> Iterator[list[Tensor]]:
-    """Rows of tiles (5 h w)."""
+    """Rows of tiles (values and alpha, h w)."""
     reach = _reach(footprints, opacities.detach(), options)
     low, high = footprints.centers.detach() - reach, footprints.centers.detach() + reach
     conics = footprints.conics
@@ -110,15 +137,15 @@ def _tile(
     box: tuple[int, int, int, int],
     options: "RenderOptions",
 ) -> Tensor:
-    """(5 h w) of the pixels in `box` = left, top, right, bottom."""
+    """(values and alpha, h w) of the pixels in `box` = left, top, right, bottom."""
     left, top, right, bottom = box
     if len(centers) == 0:
-        return centers.new_zeros(5, bottom - top, right - left)
+        return centers.new_zeros(values.shape[1] + 1, bottom - top, right - left)
     x = torch.arange(left, right, device=centers.device, dtype=centers.dtype) + 0.5
     y = torch.arange(top, bottom, device=centers.device, dtype=centers.dtype) + 0.5
     pixels = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
     blended, alpha = composite(centers, conics, opacities, values, pixels, options)
-    return torch.cat([blended, alpha[:, None]], 1).T.reshape(5, bottom - top, right - left)
+    return torch.cat([blended, alpha[:, None]], 1).T.reshape(-1, bottom - top, right - left)
 
 
 @torch.no_grad()
@@ -134,13 +161,19 @@ def _visible(
     near = project(
         item.means[rows], item.scales[rows], item.quaternions[rows], pose, intrinsics, size, options.low_pass
     )
-    reach = _reach(near, item.opacities[rows], options)
+    opacities = _drawn_opacities(near, item.opacities[rows], options)
+    reach = _reach(near, opacities, options)
     low, high = near.centers - reach, near.centers + reach
     keep = (near.determinants > MIN_DETERMINANT) & (near.determinants < MAX_DETERMINANT)
-    keep &= (item.opacities[rows] >= options.alpha_min) & (item.opacities[rows] > 0)
+    keep &= (opacities >= options.alpha_min) & (opacities > 0)
     keep &= (high >= 0).all(1) & (low <= low.new_tensor(size)).all(1)
     rows, depth = rows[keep], near.depths[keep]
     return rows[depth.argsort(stable=True)]
+
+
+def _drawn_opacities(footprints: Footprints, opacities: Tensor, options: "RenderOptions") -> Tensor:
+    """(N) opacities, weakened where antialiasing is on."""
+    return opacities * footprints.compensations if options.antialiased else opacities
 
 
 def _reach(footprints: Footprints, opacities: Tensor, options: "RenderOptions") -> Tensor:
@@ -151,9 +184,10 @@ def _reach(footprints: Footprints, opacities: Tensor, options: "RenderOptions") 
     return (2 * (opacities / options.alpha_min).log().clamp_min(0)[:, None] * variances).sqrt()
 
 
-@torch.no_grad()
-def _poison(item: Gaussians, pose: Tensor, intrinsics: Tensor) -> Tensor:
-    """0, or NaN where any input is not finite: a view must not look right by chance."""
-    inputs = (item.means, item.scales, item.quaternions, item.opacities, item.sh, pose, intrinsics)
+def _poison(item: Gaussians, features: Tensor, pose: Tensor, intrinsics: Tensor) -> Tensor:
+    """0, or NaN where any input is not finite: a view must not look right by chance. Part of every input's graph, so
+    that a view of nothing has a gradient too, of zeros."""
+    inputs = (item.means, item.scales, item.quaternions, item.opacities, item.sh, features, pose, intrinsics)
     finite = torch.stack([values.isfinite().all() for values in inputs]).all()
-    return torch.where(finite, 0.0, torch.nan).to(item.means.dtype)
+    none = torch.stack([values.flatten()[:0].sum() for values in inputs]).sum()
+    return torch.where(finite, 0.0, torch.nan).to(item.means.dtype) + none

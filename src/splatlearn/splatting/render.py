@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal, NamedTuple
 
-from torch import Tensor, float32
+from torch import Tensor, autocast, float32
 
 from splatlearn.errors import UserError
 from splatlearn.splatting import harmonics, reference
@@ -25,6 +25,8 @@ class RenderOptions:
         backend: `cpu` (Numba, float32 tensors on the CPU), `reference` (plain torch, any dtype and device), or
             `auto`: `cpu` where it applies, else `reference`.
         low_pass: px^2, added to both variances of a footprint so that none falls between the pixels.
+        antialiased: weaken each opacity by the area that `low_pass` adds, so that what is smaller than a pixel fades
+            (Mip-Splatting; gsplat's mode of this name) instead of growing to a pixel.
         alpha_min: a footprint ends where its alpha falls below this; 0 draws every Gaussian at every pixel.
         alpha_max: cap of one Gaussian's alpha, below 1.
         transmittance_min: a pixel stops before the Gaussian that would leave less light than this; 0: never.
@@ -39,6 +41,7 @@ class RenderOptions:
 
     backend: Literal["auto", "reference", "cpu"] = "auto"
     low_pass: float = 0.3
+    antialiased: bool = False
     alpha_min: float = 1 / 255
     alpha_max: float = 0.999
     transmittance_min: float = 1e-4
@@ -68,7 +71,7 @@ class Rendering(NamedTuple):
 
     Fields:
         color: (V 3 H W) RGB over the background, not clamped from above.
-        features: (V 0 H W): no features were asked for.
+        features: (V C H W), as the colour is blended, over nothing; C = 0 where none were given.
         depth: (V 1 H W) metres along the optical axis, as `RenderOptions.depth` defines it.
         alpha: (V 1 H W) in [0, 1].
     """
@@ -79,39 +82,52 @@ class Rendering(NamedTuple):
     alpha: Tensor
 
 
-def render(gaussians: Gaussians, cameras: Cameras, *, options: RenderOptions = RenderOptions()) -> Rendering:
+def render(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    features: Tensor | None = None,
+    *,
+    options: RenderOptions = RenderOptions(),
+) -> Rendering:
     """Renders item b of `gaussians` from every view of item b of `cameras`.
 
-    Gradients reach means, scales, quaternions, opacities, sh, and the cameras' `world_to_camera` (as twelve free
-    numbers; the bottom row gets none) and `intrinsics` (focal lengths and centre). A Gaussian with a value that is
+    Gradients reach means, scales, quaternions, opacities, sh, features, and the cameras' `world_to_camera` (as twelve
+    free numbers; the bottom row gets none) and `intrinsics` (focal lengths and centre). A Gaussian with a value that is
     not finite makes every view of its item NaN, such a camera makes its view NaN, for the caller's guard to see.
     A zero quaternion is the identity rotation. The order of Gaussians does not matter; equal depths are drawn by
-    row number.
+    row number. Autocast is not followed: pictures have the precision of the Gaussians.
 
     Args:
         gaussians: B items, metres, world.
         cameras: B items, all views of one size; an item may have several views, or none.
+        features: (N C), blended beside the colour in the same call.
         options: what a picture is and who makes it.
 
     Raises:
         UserError: item counts, shapes, dtypes or devices do not fit, the intrinsics have skew, or the backend
             cannot take the tensors.
     """
-    _check(gaussians, cameras)
-    if _backend(gaussians, options) == "cpu":
-        from splatlearn.splatting import cpu
+    check_scene(gaussians, cameras, features)
+    with autocast(gaussians.device.type, enabled=False):
+        if backend_of(gaussians, options) == "cpu":
+            from splatlearn.splatting import cpu
 
-        color, depth, alpha = cpu.rasterize(gaussians, cameras, options)
-    else:
-        color, depth, alpha = reference.rasterize(gaussians, cameras, options)
+            color, blended, depth, alpha = cpu.rasterize(gaussians, cameras, features, options)
+        else:
+            color, blended, depth, alpha = reference.rasterize(gaussians, cameras, features, options)
     if options.depth == "normalized":
         depth = depth / alpha.clamp_min(1e-10)
     if any(options.background):
         color = color + (1 - alpha) * color.new_tensor(options.background)[:, None, None]
-    return Rendering(color, color.new_zeros(len(cameras), 0, cameras.height, cameras.width), depth, alpha)
+    return Rendering(color, blended, depth, alpha)
 
 
-def _backend(gaussians: Gaussians, options: RenderOptions) -> str:
+def backend_of(gaussians: Gaussians, options: RenderOptions) -> str:
+    """The backend that takes these Gaussians.
+
+    Raises:
+        UserError: the one that was asked for does not.
+    """
     means = gaussians.means
     fits = means.device.type == "cpu" and means.dtype == float32
     if options.backend == "cpu" and not fits:
@@ -122,7 +138,8 @@ def _backend(gaussians: Gaussians, options: RenderOptions) -> str:
     return ("cpu" if fits else "reference") if options.backend == "auto" else options.backend
 
 
-def _check(gaussians: Gaussians, cameras: Cameras) -> None:
+def check_scene(gaussians: Gaussians, cameras: Cameras, features: Tensor | None = None) -> None:
+    """Refuses what does not fit together: the errors of `render`."""
     if len(gaussians.counts) != len(cameras.counts):
         raise UserError(
             f"render: {len(gaussians.counts)} items of Gaussians and {len(cameras.counts)} of cameras; "
@@ -138,6 +155,8 @@ def _check(gaussians: Gaussians, cameras: Cameras) -> None:
         "world_to_camera": (cameras.world_to_camera, (v, 4, 4)),
         "intrinsics": (cameras.intrinsics, (v, 3, 3)),
     }
+    if features is not None:
+        expected["features"] = (features, (n, features.shape[-1] if features.ndim else 0))
     like = gaussians.means
     for name, (value, shape) in expected.items():
         if tuple(value.shape) != shape:

@@ -15,8 +15,8 @@ from numba.extending import intrinsic as _intrinsic
 
 from splatlearn.splatting.kernels.compilation import helper, kernel
 from splatlearn.splatting.kernels.lanes import WIDTH, Lanes, Mask
+from splatlearn.splatting.projection import TILE
 
-TILE = 16
 BLOCK_X, BLOCK_Y = 4, 2
 ACROSS = TILE // BLOCK_X
 BLOCKS = TILE * TILE // WIDTH
@@ -36,12 +36,15 @@ ROUNDING = np.float32(1e-3)
 """Pixels added around a footprint; what is drawn is decided by its alpha alone."""
 Images = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Color (V 3 H W), depth (V 1 H W) and alpha (V 1 H W), float32."""
+Further = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""(V H W) the other channels times their gradients, summed; then, of the hits of the treated tiles: the first entry of
+each, and for every entry its pixel in the tile and the gradient of the loss by its weight."""
 VECTOR = types.Array(float32, 1, "C")
 intrinsic: Any = _intrinsic  # it takes the typing context away from the signature
 I64 = ir.IntType(64)
 
 
-class _Block:
+class Block:
     """Eight pixels under one Gaussian. Both passes build on it, so that both decide alike which pixels are drawn.
 
     A pixel that is finished has a negative transmittance, one outside the image has none.
@@ -91,7 +94,7 @@ class _Block:
         return self.builder.zext(passing.any(), I64)
 
 
-def _pointer(context: Any, builder: Any, array: Any) -> Any:
+def pointer_of(context: Any, builder: Any, array: Any) -> Any:
     return context.make_array(VECTOR)(context, builder, array).data
 
 
@@ -103,8 +106,8 @@ def draw_block(typingctx, state, at, record, limits, u, dy):
     """
 
     def generate(context, builder, signature, arguments):
-        state, record, limits = (_pointer(context, builder, arguments[k]) for k in (0, 2, 3))
-        block = _Block(builder, state, arguments[1], (record, limits, arguments[4], arguments[5]))
+        state, record, limits = (pointer_of(context, builder, arguments[k]) for k in (0, 2, 3))
+        block = Block(builder, state, arguments[1], (record, limits, arguments[4], arguments[5]))
         for field, value in enumerate(block.values):
             block.weight.times(value, block.field(1 + field)).store(state, block.place(1 + field))
         return block.open()
@@ -113,16 +116,19 @@ def draw_block(typingctx, state, at, record, limits, u, dy):
 
 
 @intrinsic
-def differentiate_block(typingctx, state, at, record, limits, u, dy, sums):
-    """Replays `draw_block` on `state` (BLOCKS * BACKWARD) and adds the MOMENTS to `sums` (MOMENTS * WIDTH)."""
+def differentiate_block(typingctx, state, at, record, limits, u, dy, sums, gains, place):
+    """Replays `draw_block` on `state` (BLOCKS * BACKWARD) and adds the MOMENTS to `sums` (MOMENTS * WIDTH).
+
+    gains: at gains[place:] the gradient of the loss by each pixel's weight through other channels than these four.
+    """
 
     def generate(context, builder, signature, arguments):
-        state, record, limits, sums = (_pointer(context, builder, arguments[k]) for k in (0, 2, 3, 6))
-        block = _Block(builder, state, arguments[1], (record, limits, arguments[4], arguments[5]))
+        state, record, limits, sums, gains = (pointer_of(context, builder, arguments[k]) for k in (0, 2, 3, 6, 7))
+        block = Block(builder, state, arguments[1], (record, limits, arguments[4], arguments[5]))
         weight, values = block.weight, block.values
         gradients = [block.field(2 + field) for field in range(4)]
-        gain = gradients[0] * values[0]
-        for gradient, value in zip(gradients[1:], values[1:], strict=True):
+        gain = Lanes.load(builder, gains, arguments[8])
+        for gradient, value in zip(gradients, values, strict=True):
             gain = gradient.times(value, gain)
         rest = weight.negative().times(gain, block.field(1))
         rest.store(state, block.place(1))
@@ -138,7 +144,7 @@ def differentiate_block(typingctx, state, at, record, limits, u, dy, sums):
             one.times(other, Lanes.load(builder, sums, place)).store(sums, place)
         return block.open()
 
-    return int64(VECTOR, int64, VECTOR, VECTOR, float32, float32, VECTOR), generate
+    return int64(VECTOR, int64, VECTOR, VECTOR, float32, float32, VECTOR, VECTOR, int64), generate
 
 
 @intrinsic
@@ -147,7 +153,7 @@ def total_of(typingctx, sums, field):
 
     def generate(context, builder, signature, arguments):
         place = builder.mul(arguments[1], ir.Constant(I64, WIDTH))
-        return Lanes.load(builder, _pointer(context, builder, arguments[0]), place).sum()
+        return Lanes.load(builder, pointer_of(context, builder, arguments[0]), place).sum()
 
     return float32(VECTOR, int64), generate
 
@@ -279,6 +285,7 @@ def load_gradients(
     view: int,
     images: Images,
     gradients: Images,
+    further: np.ndarray,
 ) -> None:
     """Fills an opened tile with the gradients of its pixels and the whole sum that they weigh."""
     color, depth, alpha = images
@@ -296,6 +303,8 @@ def load_gradients(
                 gradient = by_color[view, channel, y, x]
                 total += gradient * color[view, channel, y, x]
                 state[at + (2 + channel) * WIDTH] = gradient
+            if further.size:
+                total += further[view, y, x]
             state[at + WIDTH] = total
 
 
@@ -308,9 +317,13 @@ def differentiate_hit(
     top: int,
     live: int,
     limits: np.ndarray,
+    gains: np.ndarray,
     slot: np.ndarray,
 ) -> int:
-    """Replays one Gaussian on a tile and writes its MOMENTS into `slot`; returns the blocks still open."""
+    """Replays one Gaussian on a tile and writes its MOMENTS into `slot`; returns the blocks still open.
+
+    gains: (BLOCKS * WIDTH), of `differentiate_block`.
+    """
     blocks = covered(record, np.float32(left), np.float32(top)) & live
     if blocks == 0:
         slot[:] = 0
@@ -323,7 +336,8 @@ def differentiate_hit(
         blocks &= blocks - 1
         down = np.float32(block // ACROSS * BLOCK_Y)
         u = u0 + np.float32(block % ACROSS * BLOCK_X) - record[3] * down
-        passing = differentiate_block(state, block * BACKWARD, record, limits, u, dy0 + down, sums)
+        at, place = block * BACKWARD, block * WIDTH
+        passing = differentiate_block(state, at, record, limits, u, dy0 + down, sums, gains, place)
         live &= ~((1 - passing) << block)
     for field in range(MOMENTS):
         slot[field] = total_of(sums, field)
@@ -331,14 +345,24 @@ def differentiate_hit(
 
 
 @helper
+def set_gains(further: Further, hit: int, on: bool, gains: np.ndarray) -> None:
+    """Writes the gradients by the weights of one hit into `gains` (BLOCKS * WIDTH), or takes them out again."""
+    _, entry_starts, places, values = further
+    for entry in range(entry_starts[hit], entry_starts[hit + 1]):
+        gains[places[entry]] = values[entry] if on else np.float32(0)
+
+
+@helper
 def differentiate_tiles(
     worker: int,
     workers: int,
+    tiles: tuple[int, int],
     records: np.ndarray,
     binned: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
     limits: np.ndarray,
     images: Images,
     gradients: Images,
+    further: Further,
     slots: np.ndarray,
 ) -> None:
     """Differentiates every `workers`-th tile. binned: boxes, hits, tile_starts, slot_starts."""
@@ -346,22 +370,28 @@ def differentiate_tiles(
     height, width = images[0].shape[2:]
     tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     state, sums = np.empty(BLOCKS * BACKWARD, np.float32), np.empty(MOMENTS * WIDTH, np.float32)
-    for index in range(worker, len(tile_starts) - 1, workers):
+    gains, wide, base = np.zeros(BLOCKS * WIDTH, np.float32), further[0].size > 0, tile_starts[tiles[0]]
+    for index in range(tiles[0] + worker, tiles[1], workers):
         view, tile = index // (tiles_x * tiles_y), index % (tiles_x * tiles_y)
         column, row = tile % tiles_x, tile // tiles_x
         left, top = column * TILE, row * TILE
         columns, rows = min(TILE, width - left), min(TILE, height - top)
         live = open_tile(state, BACKWARD, columns, rows)
-        load_gradients(state, left, top, columns, rows, view, images, gradients)
+        load_gradients(state, left, top, columns, rows, view, images, gradients, further[0])
         for hit in range(tile_starts[index], tile_starts[index + 1]):
             pair = hits[hit]
             box = boxes[pair]
             slot = slots[slot_starts[pair] + (row - box[2]) * (box[1] - box[0]) + column - box[0]]
-            live = differentiate_hit(state, sums, records[pair], left, top, live, limits, slot)
+            if wide:
+                set_gains(further, hit - base, True, gains)
+            live = differentiate_hit(state, sums, records[pair], left, top, live, limits, gains, slot)
+            if wide:
+                set_gains(further, hit - base, False, gains)
 
 
 @kernel
 def differentiate(
+    tiles: tuple[int, int],
     records: np.ndarray,
     boxes: np.ndarray,
     hits: np.ndarray,
@@ -371,15 +401,18 @@ def differentiate(
     workers: int,
     images: Images,
     gradients: Images,
+    further: Further,
     slots: np.ndarray,
 ) -> None:
     """The gradient of `draw`: MOMENTS of every hit, in slots of its own, so that no two tasks add to one number.
 
     Args:
+        tiles: first and past-last tile to treat.
         records, boxes, hits, tile_starts, slot_starts, limits, workers: as drawn.
         images, gradients: what was drawn, and the gradient of the loss by it.
+        further: what other channels add; empty arrays where there are none.
         slots: output (I MOMENTS) float32; the tiles of a pair lie together.
     """
     for worker in prange(workers):
         task, binned = np.int64(worker), (boxes, hits, tile_starts, slot_starts)
-        differentiate_tiles(task, workers, records, binned, limits, images, gradients, slots)
+        differentiate_tiles(task, workers, tiles, records, binned, limits, images, gradients, further, slots)

@@ -19,6 +19,7 @@ from splatlearn.splatting.kernels.vectors import (
     Pinhole,
     Vector,
     camera_of,
+    cross,
     dot,
     jacobian,
     mix,
@@ -118,6 +119,23 @@ def quaternion_gradient(
 
 
 @helper
+def compensation_gradient(
+    first: Vector, second: Vector, low_pass: float, opacity: float, by_drawn: float
+) -> tuple[float, float, float, float]:
+    """Antialiasing: opacity as drawn = opacity * sqrt(sharp / blurred determinant). Gradients by the opacity and by
+    the variances xx, xy, yy; none through a footprint without area."""
+    xx, xy, yy, area = dot(first, first), dot(first, second), dot(second, second), cross(first, second)
+    sharp = dot(area, area)
+    blurred = sharp + low_pass * (xx + yy) + low_pass * low_pass
+    if sharp <= 0:
+        return 0.0, 0.0, 0.0, 0.0
+    factor = sqrt(sharp / blurred)
+    by_factor = 0.5 * by_drawn * opacity * factor
+    by_sharp, by_sum = by_factor * (1 / sharp - 1 / blurred), -by_factor * low_pass / blurred
+    return by_drawn * factor, by_sharp * yy + by_sum, -2 * by_sharp * xy, by_sharp * xx + by_sum
+
+
+@helper
 def add(out: np.ndarray, i: int, values: Vector) -> None:
     """out[i] += values."""
     out[i, 0] += values[0]
@@ -139,6 +157,7 @@ def pair_gradient(
     camera: Camera,
     cloud: Cloud,
     i: int,
+    smoothing: tuple[float, bool],
     record: np.ndarray,
     total: np.ndarray,
     scratch: np.ndarray,
@@ -158,6 +177,11 @@ def pair_gradient(
     axis_x, axis_y = times_rows(across, turn), times_rows(down, turn)
     by_px, by_py, by_xx, by_xy, by_yy = footprint_gradient(total, record)
     first, second = scaled_each(axis_x, scales), scaled_each(axis_y, scales)
+    by_opacity = total[4]
+    if smoothing[1]:
+        opacity = np.float64(cloud[3][i])
+        by_opacity, more_xx, more_xy, more_yy = compensation_gradient(first, second, smoothing[0], opacity, total[4])
+        by_xx, by_xy, by_yy = by_xx + more_xx, by_xy + more_xy, by_yy + more_yy
     by_first, by_second = mix(first, 2 * by_xx, second, by_xy), mix(second, 2 * by_yy, first, by_xy)
     by_scales = mix(scaled_each(by_first, axis_x), 1.0, scaled_each(by_second, axis_y), 1.0)
     by_first, by_second = scaled_each(by_first, scales), scaled_each(by_second, scales)
@@ -178,7 +202,7 @@ def pair_gradient(
     add(outputs[0], i, mix(times_rows(by_point, rotation), 1.0, by_offset, 1.0))
     add(outputs[1], i, by_scales)
     quaternion_gradient(unit, shrink, by_turn, i, outputs[2])
-    outputs[3][i] += total[4]
+    outputs[3][i] += by_opacity
     by_translation = mix(by_point, 1.0, rows_times(rotation, by_offset), 1.0)
     add_outer(pose, by_point, mean)
     add_outer(pose, translation, by_offset)
@@ -200,6 +224,7 @@ def gradient_range(
     begin: int,
     end: int,
     shift: int,
+    smoothing: tuple[float, bool],
     records: np.ndarray,
     tiles: np.ndarray,
     slot_starts: np.ndarray,
@@ -213,7 +238,7 @@ def gradient_range(
         pair = i + shift
         if tiles[pair] > 0:
             sum_slots(slots, slot_starts[pair], slot_starts[pair + 1], total)
-            pair_gradient(camera, cloud, i, records[pair], total, scratch, outputs, pose)
+            pair_gradient(camera, cloud, i, smoothing, records[pair], total, scratch, outputs, pose)
 
 
 @helper
@@ -237,6 +262,7 @@ def backproject(
     view_starts: np.ndarray,
     pair_starts: np.ndarray,
     size: tuple[int, int],
+    smoothing: tuple[float, bool],
     records: np.ndarray,
     tiles: np.ndarray,
     slot_starts: np.ndarray,
@@ -248,6 +274,7 @@ def backproject(
     Args:
         cloud, poses, intrinsics, pair_starts, size, records, tiles: as projected.
         gaussian_starts, view_starts: (B + 1) rows of each item.
+        smoothing: low_pass, antialiased.
         slot_starts, slots: of `binning.bin_pairs` and `compositing.differentiate`.
         outputs: gradients of the five arrays of `cloud`, float32, zero before.
 
@@ -267,5 +294,7 @@ def backproject(
         for v in range(view_starts[b], view_starts[b + 1]):
             camera = camera_of(poses, intrinsics, v, size[0], size[1])
             shift, pose = pair_starts[v] - gaussian_starts[b], parts[chunk, v - view_starts[b]]
-            gradient_range(cloud, camera, begin, end, shift, records, tiles, slot_starts, slots, outputs, pose)
+            gradient_range(
+                cloud, camera, begin, end, shift, smoothing, records, tiles, slot_starts, slots, outputs, pose
+            )
     return sum_parts(parts, chunk_starts, view_starts)

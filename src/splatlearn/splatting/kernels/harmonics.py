@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from splatlearn.splatting.harmonics import C0, C1, C2, C3, C4
+from splatlearn.splatting.harmonics import C1, C2, C3, C4
 from splatlearn.splatting.kernels.compilation import helper
+from splatlearn.structures.gaussians import SH_C0
 
 (C20, C21, C22), (C30, C31, C32, C33, C34) = C2, C3
 C40, C41, C42, C43, C44, C45, C46 = C4
@@ -13,7 +14,7 @@ C40, C41, C42, C43, C44, C45, C46 = C4
 def fill_basis(x: float, y: float, z: float, coefficients: int, out: np.ndarray) -> None:
     """Writes the first 1, 4, 9, 16 or 25 basis functions at a unit direction."""
     xx, yy, zz = x * x, y * y, z * z
-    out[0] = C0
+    out[0] = SH_C0
     if coefficients > 1:
         out[1], out[2], out[3] = -C1 * y, C1 * z, -C1 * x
     if coefficients > 4:

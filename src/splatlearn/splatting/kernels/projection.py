@@ -27,16 +27,15 @@ from splatlearn.splatting.kernels.vectors import (
     scaled_each,
     times_rows,
 )
-from splatlearn.splatting.projection import MAX_DETERMINANT, MIN_DETERMINANT
+from splatlearn.splatting.projection import MAX_DETERMINANT, MIN_DETERMINANT, TILE
 
-TILE = 16
 CHUNK = 512
 """Gaussians a task; fixed, so that sums over Gaussians do not depend on the number of threads."""
 LOG2_E = 1.4426950408889634
 RECORD = 16
-"""Floats a pair. 0, 1 centre x y; 2 curvature a along x; 3 shear s; 4 curvature b along y; 5 opacity; 8-10 RGB;
-11 depth; 12, 13 half height and width of the box. alpha = opacity 2^-(a u^2 + b dy^2) with u = dx - s dy. Sixteen
-floats are one cache line."""
+"""Floats a pair. 0, 1 centre x y; 2 curvature a along x; 3 shear s; 4 curvature b along y; 5 opacity as drawn;
+8-10 RGB; 11 depth; 12, 13 half height and width of the box. alpha = opacity 2^-(a u^2 + b dy^2) with u = dx - s dy.
+Sixteen floats are one cache line."""
 EVERYWHERE = 1e30
 """Half the side of a box, in pixels, when alpha_min is 0."""
 Cloud = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -85,9 +84,9 @@ def write_color(
 def project_pair(camera: Camera, cloud: Cloud, i: int, limits: Any, record: np.ndarray, box: np.ndarray) -> bool:
     """Writes the record (without colour) and the tile box of one pair; False where it is not drawn.
 
-    limits: low_pass, alpha_min, near, far. box: first and past-last tile in x and y.
+    limits: low_pass, alpha_min, near, far, antialiased. box: first and past-last tile in x and y.
     """
-    low_pass, alpha_min, near, far = limits
+    low_pass, alpha_min, near, far, antialiased = limits
     rotation, translation, _, x_axis, y_axis = camera
     x, y, z = mix(rows_times(rotation, row(cloud[0], i)), 1.0, translation, 1.0)
     opacity = cloud[3][i]
@@ -102,10 +101,15 @@ def project_pair(camera: Camera, cloud: Cloud, i: int, limits: Any, record: np.n
     first = scaled_each(times_rows(mix(rotation[0], jx, rotation[2], jxz), turn), scales)
     second = scaled_each(times_rows(mix(rotation[1], jy, rotation[2], jyz), turn), scales)
     xx, xy, yy, area = dot(first, first), dot(first, second), dot(second, second), cross(first, second)
-    determinant = dot(area, area) + low_pass * (xx + yy) + low_pass * low_pass
+    sharp = dot(area, area)
+    determinant = sharp + low_pass * (xx + yy) + low_pass * low_pass
     xx, yy = xx + low_pass, yy + low_pass
     if not (MIN_DETERMINANT < determinant < MAX_DETERMINANT):
         return False
+    if antialiased:
+        opacity = np.float32(opacity * sqrt(sharp / determinant))
+        if not (opacity >= alpha_min and opacity > 0):
+            return False
     x, y = x_axis[0] * x + x_axis[1], y_axis[0] * y + y_axis[1]
     half_x, half_y = EVERYWHERE, EVERYWHERE
     if alpha_min > 0:
@@ -184,7 +188,7 @@ def project(
     first_gaussian: np.ndarray,
     pair_starts: np.ndarray,
     size: tuple[int, int],
-    limits: tuple[float, float, float, float],
+    limits: tuple[float, float, float, float, bool],
     records: np.ndarray,
     boxes: np.ndarray,
     tiles: np.ndarray,
@@ -198,7 +202,7 @@ def project(
         first_gaussian: (V) row of the first Gaussian of each view's item.
         pair_starts: (V + 1).
         size: width, height in pixels.
-        limits: low_pass, alpha_min, near, far.
+        limits: low_pass, alpha_min, near, far, antialiased.
         records, boxes, tiles, spoilt: outputs (P RECORD) float32, (P 4) int32, (P) int32 number of tiles, and
             (V) bool, false before, set where the view has an input that is not finite.
     """

@@ -1,0 +1,136 @@
+"""Feature channels: rendering them beside colour, and lifting maps to Gaussians, on this machine's CPU.
+
+Run: python benchmarks/channels.py [--quick]
+
+Every figure is the median of several calls and includes projection, sorting and binning, colour and depth. `sparse`
+is what a user could do instead: the weights once as a sparse matrix of pixels by Gaussians, which torch multiplies
+with the features; making that matrix is not counted. Memory is what the process grows by, against the bound of
+2 (N + pixels) C numbers.
+"""
+
+import argparse
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from splatlearn.splatting import lift, render
+from splatlearn.structures import Cameras, Gaussians
+from splatting import fresh, pixel_cloud
+
+WORKLOADS = {
+    "A, 768": (320, 240, 76_800, 768),
+    "B, 64": (320, 240, 153_600, 64),
+    "B, 256": (320, 240, 153_600, 256),
+    "C, 64": (640, 480, 300_000, 64),
+}
+BEST = {"A, 768": (155, 281), "B, 64": (43, 93), "B, 256": (84, 165), "C, 64": (129, 287)}
+"""Forward and backward milliseconds of the best prototype on its machine, of the same cores; raster pass alone."""
+
+
+def timed(cloud: Gaussians, cameras: Cameras, features: Tensor, calls: int) -> tuple[float, float]:
+    """Median milliseconds of a forward and a backward pass."""
+    forward, backward, gradient = [], [], None
+    for _ in range(calls + 1):
+        leaves, rows = fresh(cloud), features.clone().requires_grad_()
+        start = time.perf_counter()
+        seen = render(leaves, cameras, rows)
+        forward.append(time.perf_counter() - start)
+        gradient = torch.randn_like(seen.features) if gradient is None else gradient
+        start = time.perf_counter()
+        torch.autograd.backward([seen.color, seen.features], [torch.ones_like(seen.color), gradient])
+        backward.append(time.perf_counter() - start)
+    return 1e3 * median(forward[1:]), 1e3 * median(backward[1:])
+
+
+def sparse(cloud: Gaussians, cameras: Cameras, features: Tensor, calls: int) -> tuple[float, float]:
+    """The same with a sparse matrix of as many entries a pixel as are blended, at random Gaussians near by."""
+    pixels, many = cameras.width * cameras.height, 60
+    near = torch.arange(pixels)[:, None] * len(cloud) // pixels + torch.randint(-400, 400, (pixels, many))
+    index = torch.stack([torch.arange(pixels).repeat_interleave(many), near.flatten().clamp(0, len(cloud) - 1)])
+    weights = torch.sparse_coo_tensor(index, torch.rand(index.shape[1]), (pixels, len(cloud))).coalesce()
+    forward, backward = [], []
+    for _ in range(calls + 1):
+        rows = features.clone().requires_grad_()
+        start = time.perf_counter()
+        seen = torch.sparse.mm(weights, rows)
+        forward.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        seen.backward(seen.detach())
+        backward.append(time.perf_counter() - start)
+    return 1e3 * median(forward[1:]), 1e3 * median(backward[1:])
+
+
+def lifting(cloud: Gaussians, cameras: Cameras, channels: int, coarse: int, calls: int) -> float:
+    """Median milliseconds of lifting maps that are `coarse` times coarser."""
+    maps = torch.randn(1, channels, cameras.height // coarse, cameras.width // coarse)
+    times = []
+    for _ in range(calls + 1):
+        start = time.perf_counter()
+        lift(maps, cloud, cameras)
+        times.append(time.perf_counter() - start)
+    return 1e3 * median(times[1:])
+
+
+def memory(name: str) -> float:
+    """Megabytes that one forward and backward pass adds to a new process that has the inputs."""
+    run = subprocess.run(
+        [sys.executable, __file__, "--memory", name], capture_output=True, text=True, check=True, cwd=sys.path[0]
+    )
+    return float(run.stdout)
+
+
+def grown(name: str) -> float:
+    """Peak growth in megabytes, in this process; a small call loads the kernels before."""
+    width, height, number, channels = WORKLOADS[name]
+    small, seen = pixel_cloud(32, 32, 1000)
+    timed(small, seen, torch.randn(1000, 8), 1)
+    cloud, cameras = pixel_cloud(width, height, number)
+    features = torch.randn(number, channels, requires_grad=True)
+    gradient = torch.randn(1, height, width, channels).permute(0, 3, 1, 2)
+    leaves = fresh(cloud)
+    before = peak()
+    render(leaves, cameras, features).features.backward(gradient)
+    return peak() - before
+
+
+def peak() -> float:
+    """Largest resident megabytes of this process (Linux; `getrusage` would also count the process that started it)."""
+    status = Path("/proc/self/status").read_text()
+    return float(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer calls")
+    parser.add_argument("--memory", choices=WORKLOADS, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.memory:
+        print(grown(given.memory))
+        return
+    calls = 3 if given.quick else 7
+    print(f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print(
+        "| workload, channels | forward ms | backward ms | prototype | sparse matrix | MB, bound | lift, from 1/8, ms |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, (width, height, number, channels) in WORKLOADS.items():
+        cloud, cameras = pixel_cloud(width, height, number)
+        features = torch.randn(number, channels)
+        forward, backward = timed(cloud, cameras, features, calls)
+        other = sparse(cloud, cameras, features, 1)
+        bound = 2 * (number + width * height) * channels * 4 / 2**20
+        lifts = [lifting(cloud, cameras, channels, coarse, calls) for coarse in (1, 8)]
+        print(
+            f"| {name} | {forward:.0f} | {backward:.0f} | {BEST[name][0]} + {BEST[name][1]} | "
+            f"{other[0]:.0f} + {other[1]:.0f} | {memory(name):.0f}, {bound:.0f} | {lifts[0]:.0f}, {lifts[1]:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
-# One thread a test process: with two of them, more threads would only wait for each other.
-SINGLE := OMP_NUM_THREADS=1
+# One thread a test process: two processes on two cores, and more would spin while they wait for each other.
+SINGLE := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
 .PHONY: setup demo test test-slow lint format clean
 

@@ -78,6 +78,24 @@ compare
   RUNS
   --out PATH
 
+convert
+  SOURCE
+  TARGET
+  --overwrite
+
+view
+  DATA
+  --scene TEXT
+  --color TEXT
+  --picture PATH
+  --size N,N
+  --camera N
+  --overlay
+  --up x|y|z|-x|-y|-z
+  --host TEXT
+  --port N
+  --data.OPTION VALUE
+
 list
   KIND
   NAME
@@ -111,6 +129,7 @@ def toy(
     data: str | None = None,
     data_options: Mapping[str, Any] | None = None,
     encoder_options: Mapping[str, Any] | None = None,
+    train_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Learn.
 
@@ -217,6 +236,31 @@ class TestConfigFile:
         assert given["data_options"] == {"a": 1, "b": "5"}
         assert given["encoder_options"] == {"voxel": 3}
 
+    def test_a_renamed_part_drops_the_options_of_the_old_one(self, tmp_path):
+        file = tmp_path / "config.yaml"
+        file.write_text("recipe: gs3\ndata: {name: rooms, options: {a: 1}}\n")
+        assert arguments(f"--config {file} --run a --data other --data.b 5")["data_options"] == {"b": "5"}
+        assert arguments(f"--config {file} --run a --data rooms --data.b 5")["data_options"] == {"a": 1, "b": "5"}
+
+    def test_flags_of_the_loop_win_over_the_short_forms_of_a_file(self, tmp_path):
+        file = tmp_path / "config.yaml"
+        file.write_text("steps: 7\n")
+        line = f"gs3 --run a --config {file}"
+        assert arguments(line)["steps"] == 7
+        given = arguments(f"{line} --train.steps 9")
+        assert (given["steps"], given["train_options"]) == (30, {"steps": "9"})
+
+    def test_paths_are_expanded(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "config.yaml").write_text("steps: 7\n")
+        given = arguments("gs3 --run=~/x --config=~/config.yaml")
+        assert (given["run"], given["steps"]) == (tmp_path / "x", 7)
+
+    def test_a_file_that_is_no_text(self, tmp_path):
+        (tmp_path / "config.yaml").write_bytes(b"steps: \xff\xfe")
+        with pytest.raises(ConfigError, match=r"config\.yaml: not valid YAML: 'utf-8' codec"):
+            arguments(f"gs3 --run a --config {tmp_path / 'config.yaml'}")
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
@@ -244,6 +288,13 @@ class TestExitCodes:
     def test_success(self, toys, capsys):
         assert main(["several", "a", "b"]) == 0
         assert capsys.readouterr().out == "a,b\n"
+
+    def test_of_several_processes_the_first_speaks(self, toys, capsys, monkeypatch):
+        from splatlearn.engine import runtime
+
+        monkeypatch.setattr(runtime, "is_main", lambda: False)
+        assert main(["several", "a"]) == 0
+        assert capsys.readouterr().out == ""
 
     def test_a_mapping_is_json(self, toys, capsys):
         assert main(["toy", "gs3", "--run", "a"]) == 0

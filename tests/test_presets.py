@@ -78,13 +78,27 @@ class TestPlan:
     def test_flags_win_over_the_preset(self):
         job = plan("gs3", preset="tiny", steps=7, seed=3, train_options={"batch": "1"}, recipe_options={"gap": "2"})
         assert (job.train.steps, job.train.seed, job.train.batch, job.config.gap) == (7, 3, 1, 2)
-        assert job.settings["seed"] == 3
+        assert job.settings["train"]["seed"] == 3
+        assert "seed" not in job.settings
         assert job.settings["recipe_options"]["gap"] == 2
 
     def test_data_of_ones_own_drops_the_options_of_the_presets(self):
         assert plan("gs3", preset="tiny").settings["data"]["name"] == "rooms.tiny"
         job = plan("gs3", preset="tiny", data="rooms.demo")
-        assert job.settings["data"] == {"name": "rooms.demo", "options": {}}
+        assert job.settings["data"]["name"] == "rooms.demo"
+        assert job.settings["data"]["options"]["rooms"] == 32
+
+    def test_options_of_data_are_resolved(self):
+        typed, passed = (plan("gs3", preset="tiny", data_options={"rooms": rooms}) for rooms in ("7", 7))
+        assert typed.settings == passed.settings
+        assert typed.settings["data"]["options"] == to_options(registry.readers.config("rooms.tiny", {"rooms": 7}))
+
+    def test_settings_make_the_same_job(self):
+        job = plan("gs3", preset="tiny", data_options={"rooms": "7"}, encoder="pointnet2")
+        parts = {f"{part}_options": job.settings[part]["options"] for part in ("encoder", "data")}
+        names = {part: job.settings[part]["name"] for part in ("encoder", "data")}
+        rest = {"recipe_options": job.settings["recipe_options"], "train_options": job.settings["train"]}
+        assert plan("gs3", preset="tiny", **names, **parts, **rest).settings == job.settings
 
     @pytest.mark.parametrize(
         ("asked", "expected"),
@@ -131,6 +145,7 @@ class TestPlan:
                 "--encoder sparse_unt: no such encoder or run folder; did you mean 'sparse_unet'",
             ),
             ({"preset": "paper"}, "--data: preset 'paper' of gs3 names none"),
+            ({"steps": 0}, "--steps: 1 or more is needed, got 0"),
         ],
     )
     def test_unknown_names(self, given: dict[str, Any], message):

@@ -7,16 +7,18 @@ it is first used; `splatlearn.load("runs/first").encode(xyz, color=...)` encodes
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["check", "compare", "demo", "doctor", "encode", "evaluate", "load", "pretrain"]
+__all__ = ["check", "compare", "convert", "demo", "doctor", "encode", "evaluate", "load", "pretrain", "view"]
 
 if TYPE_CHECKING:
     from splatlearn.verbs.check import check
     from splatlearn.verbs.compare import compare
+    from splatlearn.verbs.convert import convert
     from splatlearn.verbs.demo import demo
     from splatlearn.verbs.doctor import doctor
     from splatlearn.verbs.encode import encode, load
     from splatlearn.verbs.evaluate import evaluate
     from splatlearn.verbs.pretrain import pretrain
+    from splatlearn.verbs.view import view
 
 
 def __getattr__(name: str) -> Any:

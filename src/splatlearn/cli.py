@@ -105,7 +105,7 @@ def parse(function: Callable[..., Any], words: Sequence[str]) -> tuple[list[Any]
     problems: list[str] = given.pop("problems")
     problems += [f"{word}: one argument too many; options start with '--'" for word in surplus]
     if "config" in given:
-        given = merge(_from_file(given.pop("config"), known, problems), given)
+        given = _over(_from_file(given.pop("config"), known, problems), given)
     for name, parameter in known.items():
         if name in given:
             given[name] = _checked(given[name], parameter, problems)
@@ -153,11 +153,12 @@ class Store(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        option = (option_string or "").partition(".")[2].replace("-", "_")
+        group, _, option = (option_string or "").partition(".")
+        option = option.replace("-", "_")
         if values is None:
             namespace.problems.append(f"{option_string}: needs a value")
         elif option:
-            values = merge(getattr(namespace, self.dest, {}), {option: values})
+            values = merge({group: getattr(namespace, self.dest, {})}, {f"{group}.{option}": values})[group]
         if values is not None:
             setattr(namespace, self.dest, values)
 
@@ -262,8 +263,8 @@ def _from_file(path: str, known: Mapping[str, Parameter], problems: list[str]) -
     import yaml
 
     try:
-        settings = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
+        settings = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, Mapping):
         raise ConfigError(f"--config {path}: expected settings (`steps: 300`), got {type(settings).__name__}")
@@ -285,6 +286,14 @@ def _from_file(path: str, known: Mapping[str, Parameter], problems: list[str]) -
     return given
 
 
+def _over(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags over a file. What a flag replaces goes: the options of a part that gets another name, and `seed` or
+    `steps` of the file where a flag sets that of the training loop."""
+    renamed = {f"{name}_options" for name, value in flags.items() if name in file and value != file[name]}
+    replaced = renamed | set(flags.get("train_options", {}))
+    return merge({name: value for name, value in file.items() if name not in replaced}, flags)
+
+
 def _checked(value: Any, parameter: Parameter, problems: list[str]) -> Any:
     where, hint = _shown(parameter), parameter.annotation
     if where.endswith(".OPTION"):
@@ -294,7 +303,8 @@ def _checked(value: Any, parameter: Parameter, problems: list[str]) -> Any:
     if parameter.kind is Parameter.VAR_POSITIONAL:
         values = value if isinstance(value, list) else [value]
         return [check_value(item, hint, where, problems) for item in values]
-    return check_value(value, hint, where, problems)
+    checked = check_value(value, hint, where, problems)
+    return checked.expanduser() if isinstance(checked, Path) else checked
 
 
 def _message(error: Exception) -> str:
@@ -305,7 +315,8 @@ def _message(error: Exception) -> str:
 
 def _show(result: Any) -> None:
     """Prints what a verb returned, once where several processes run."""
-    if result is None or os.environ.get("RANK", "0") != "0":
+    runtime = sys.modules.get("splatlearn.engine.runtime")  # not imported, so no other process shares the run
+    if result is None or (runtime is not None and not runtime.is_main()):
         return
     if isinstance(result, Mapping):
         import json

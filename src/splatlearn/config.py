@@ -1,6 +1,7 @@
 """Settings: frozen keyword-only dataclasses are the only truth; mappings (YAML, flags) are checked against them."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -24,10 +25,24 @@ def configure(config: type[T], options: Mapping[str, Any], where: str) -> T:
         ConfigError: every unknown key (with the nearest name) and invalid value (with what is allowed).
     """
     problems: list[str] = []
-    built = _build(config, _nest(options), where, problems)
+    built = _build(config, _nest(options, f"{where}.", problems), where, problems)
     if problems:
         raise ConfigError("\n".join(problems))
     return typing.cast(T, built)
+
+
+def require(rules: Mapping[str, bool]) -> None:
+    """For the checks of a config: complains once about everything that does not hold.
+
+    Args:
+        rules: message -> whether the rule holds. A comparison with NaN does not.
+
+    Raises:
+        ConfigError: some rule does not hold.
+    """
+    broken = [message for message, holds in rules.items() if not holds]
+    if broken:
+        raise ConfigError("; ".join(broken))
 
 
 def to_options(config: Any) -> dict[str, Any]:
@@ -81,33 +96,66 @@ def _build_nested(
         default = to_options(field.default)
     else:
         default = {}
-    return _build(config, merge(default, options), where, problems)
+    return _build(config, _merge(default, options, f"{where}.", problems), where, problems)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over` on top, nested mappings merged."""
-    result = dict(base)
-    for key, value in _nest(over).items():
-        old = result.get(key)
-        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result
+    """`base` with the values of `over` on top, nested mappings merged; dotted keys of `over` reach into them.
+
+    Raises:
+        ConfigError: options of something that has a plain value, in `base` or in `over`.
+    """
+    problems: list[str] = []
+    merged = _merge(base, over, "", problems)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return merged
 
 
-def _nest(options: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    return _join(base, _nest(over, where, problems), where, problems, replace=True)
+
+
+def _nest(options: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    """Dotted keys as nested mappings; those of the values stay, since a value may be a mapping of such names."""
     nested: dict[str, Any] = {}
     for key, value in options.items():
-        head, _, rest = key.partition(".")
-        if rest:
-            nested[head] = merge(nested.get(head, {}), {rest: value})
-        elif isinstance(value, Mapping) and isinstance(nested.get(head), Mapping):
-            nested[head] = merge(nested[head], value)
-        else:
-            nested[head] = value
+        head, *parts = str(key).split(".")  # YAML has keys that are numbers
+        for part in reversed(parts):
+            value = {part: value}
+        nested = _join(nested, {head: value}, where, problems, replace=False)
     return nested
 
 
+def _join(
+    old: Mapping[str, Any], new: Mapping[str, Any], where: str, problems: list[str], replace: bool
+) -> dict[str, Any]:
+    """`new` on top of `old`; a problem where options meet a plain value, unless it is new and may replace them."""
+    joined = dict(old)
+    for key, value in new.items():
+        before, dotted = joined.get(key), f"{where}{key}"
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            joined[key] = _join(before, value, f"{dotted}.", problems, replace)
+            continue
+        if isinstance(value, Mapping) and before is not None:
+            problems.append(_both(dotted, before, value))
+        elif isinstance(before, Mapping) and not replace:
+            problems.append(_both(dotted, value, before))
+        joined[key] = value
+    return joined
+
+
+def _both(key: str, plain: Any, parts: Mapping[str, Any]) -> str:
+    return (
+        f"{key}: has the value {plain!r} and options of its own ({', '.join(map(str, parts))}); give one or the other"
+    )
+
+
 def check_value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
-    """`value` as `hint` has it, a string read as YAML would; a problem and None where it does not fit."""
+    """`value` as `hint` has it, a string read as YAML would; a problem and None where it does not fit.
+
+    Nothing (an empty YAML value) fits only where the hint allows None, NaN nowhere.
+    """
     from jsonargparse import ArgumentError, ArgumentParser
 
     choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
@@ -118,10 +166,20 @@ def check_value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     try:
-        return parser.parse_object({"value": read})["value"]
+        found = parser.parse_object({"value": read})["value"]
     except (ArgumentError, TypeError, ValueError):
-        problems.append(f"{where}: {type_name(hint)} expected, got {value!r}")
+        found = math.nan
+    if _is_nan(found) or (found is None and not {type(None), Any} & set(choices)):
+        problems.append(f"{where}: {type_name(hint)} expected, got {'nothing' if value is None else repr(value)}")
         return None
+    return found
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether a value is, or holds, what is not a number."""
+    if isinstance(value, list | tuple):
+        return any(map(_is_nan, value))
+    return isinstance(value, float) and math.isnan(value)
 
 
 def type_name(hint: Any) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class UserError(ValueError):
@@ -12,9 +13,13 @@ class MissingAttribute(UserError, KeyError):
     """An optional, row-aligned tensor was asked for and is not there."""
 
     def __init__(self, name: str, owner: str, present: Iterable[str]) -> None:
-        there = ", ".join(sorted(present)) or "none"
-        self.message = f"{owner} has no attribute {name!r}; it has: {there}"
+        self._given = (name, owner, tuple(sorted(present)))
+        self.message = f"{owner} has no attribute {name!r}; it has: {', '.join(self._given[2]) or 'none'}"
         super().__init__(self.message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it travels between processes; by default it would be made again from the message alone."""
+        return type(self), self._given
 
     def __str__(self) -> str:
         return self.message

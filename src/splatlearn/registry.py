@@ -66,25 +66,45 @@ class Registry(Generic[T]):
             config: its frozen keyword-only dataclass.
             presets: preset -> options of `config`; the first is what the bare family name means; `tiny` is
                 required, since the registry-wide tests run it.
+
+        Raises:
+            ConfigError: a dot in the name, no `tiny`, or another class has the name.
         """
         if "." in family or "tiny" not in presets:
             raise ConfigError(f"{self.kind}: {family!r} needs a name without dots and a preset 'tiny'")
 
         def add(cls: type[T]) -> type[T]:
+            self._check_free(family, cls)
             self._families[family] = Family(family, cls, config, presets)
             return cls
 
         return add
 
+    def _check_free(self, family: str, cls: type[Any]) -> None:
+        """A module that is imported anew may register its class again; no other may take the name."""
+        known, builtin, taken = self._families.get(family), self.builtin.get(family), None
+        if known is not None and _place(known.cls) != _place(cls):
+            taken = _place(known.cls)
+        elif builtin is not None and not cls.__module__.startswith(builtin.module):
+            taken = builtin.module
+        if taken:
+            raise ConfigError(
+                f"{self.kind}: {_place(cls)} cannot be {family!r}, which is {taken}; give it another name"
+            )
+
     def families(self) -> list[str]:
-        """Every family, built in and installed, without importing any."""
+        """Every family, built in and installed, without importing any.
+
+        Raises:
+            ConfigError: an installed package takes a name that is taken.
+        """
         return sorted({*self.builtin, *self._families, *self._installed()})
 
     def family(self, name: str) -> Family[T]:
         """The family of `family` or `family.preset`, imported when needed.
 
         Raises:
-            ConfigError: no such family; the nearest name is given.
+            ConfigError: no such family (the nearest name is given), or its package cannot be imported.
         """
         family = name.partition(".")[0]
         if family not in self._families:
@@ -98,7 +118,11 @@ class Registry(Generic[T]):
         return tuple(self.family(family).presets)
 
     def names(self, pattern: str = "*") -> list[str]:
-        """Every `family.preset` that matches a shell-style pattern."""
+        """Every `family.preset` that matches a shell-style pattern; imports installed packages.
+
+        Raises:
+            ConfigError: an installed package cannot be imported.
+        """
         full = [f"{family}.{preset}" for family in self.families() for preset in self.presets(family)]
         return [name for name in full if fnmatch(name, pattern)]
 
@@ -122,26 +146,60 @@ class Registry(Generic[T]):
         return self.family(name).cls(self.config(name, options), **parts)
 
     def _load(self, family: str) -> None:
-        installed = self._installed()
         if family in self.builtin:
             import_module(self.builtin[family].module)
-        elif family in installed:
-            installed[family].load()
-        if family not in self._families:
+        elif point := self._installed().get(family):
+            self._load_installed(point)
+        else:
             raise ConfigError(
                 f"{self.kind}: unknown name {family!r}{nearest(family, self.families())} "
                 f"(known: {', '.join(self.families())})"
             )
 
+    def _load_installed(self, point: EntryPoint) -> None:
+        about = f"{self.kind}: {point.name!r} of {_package(point)} ({point.value})"
+        try:
+            point.load()
+        except Exception as error:  # whatever is wrong with the package is its user's to mend
+            raise ConfigError(
+                f"{about} cannot be imported: {type(error).__name__}: {error}. Mend or uninstall that package"
+            ) from error
+        if point.name not in self._families:
+            raise ConfigError(f"{about} registers no {point.name!r}: entry point and family need the same name")
+
     def _installed(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=f"splatlearn.{self.kind}")}
+        """Entry points by family.
+
+        Raises:
+            ConfigError: one has the name of another, or of a built-in family.
+        """
+        found: dict[str, EntryPoint] = {}
+        for point in entry_points(group=f"splatlearn.{self.kind}"):
+            if point.name in self.builtin or point.name in found:
+                other = _package(found[point.name]) if point.name in found else "splatlearn itself"
+                raise ConfigError(
+                    f"{self.kind}: {point.name!r} of {_package(point)} ({point.value}) is taken by {other}; rename "
+                    "the entry point, or uninstall that package"
+                )
+            found[point.name] = point
+        return found
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an installed package"
+
+
+def _place(cls: type[Any]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 encoders: Registry[Any] = Registry(
     "encoders",
     {
         "sparse_unet": BuiltIn(
-            "splatlearn.encoders.sparse_unet", ("small", "tiny", "34c"), "Sparse convolutional U-Net on voxels."
+            "splatlearn.encoders.sparse_unet",
+            ("small", "tiny", "34c", "res16unet34c"),
+            "Sparse convolutional U-Net on voxels.",
         ),
         "pointnet2": BuiltIn(
             "splatlearn.encoders.pointnet2", ("small", "tiny", "votenet"), "PointNet++ set abstraction on points."

@@ -9,11 +9,12 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from data.recording_maker import SIZE, tilted_world, write_scannet, write_seven_scenes
+from data.recording_maker import FOCAL, SIZE, tilted_world, write_scannet, write_seven_scenes, write_tum
 from splatlearn.data.augment import transform_boxes
 from splatlearn.data.pointcept import PointceptConfig, PointceptReader
+from splatlearn.data.recordings import check_intrinsics
 from splatlearn.data.rgbd import RgbdConfig, RgbdReader
-from splatlearn.errors import MissingAttribute
+from splatlearn.errors import BadData, MissingAttribute
 from splatlearn.splatting.render import RenderOptions, render
 from splatlearn.structures import SH_C0, Boxes, Cameras, Frames, Gaussians, Packed
 
@@ -125,10 +126,15 @@ class TestGeometry:
         assert scene.cameras.centers.mean(0)[:2].abs().max() < 1e-4
         assert scene.world_from_source.dtype == np.float64 and np.abs(scene.world_from_source[:3, 3]).max() > 4000
 
-    def test_pinholes_only(self, recording):
-        rays = recording.cameras.directions()
-        straight = rays[0, 10].diff(dim=0)
-        assert torch.allclose(straight, straight[:1].expand_as(straight), atol=1e-6)
+    def test_pinholes_only(self, tmp_path):
+        """What the readers do with a source that says of its lens that it bends, or whose matrix is skewed."""
+        write_tum(tmp_path / "rgbd_dataset_freiburg1_xyz")
+        config = RgbdConfig(intrinsics=(FOCAL, FOCAL, 39.5, 29.5))
+        (scene,) = RgbdReader(config, tmp_path).scenes()
+        assert any("lens distortion is not removed" in note for note in scene.notes)
+        skewed = np.array([[FOCAL, 0.3, 40], [0, FOCAL, 30], [0, 0, 1]])
+        with pytest.raises(BadData, match="no pinhole matrix"):
+            check_intrinsics(skewed, "camera-intrinsics.txt")
 
 
 class TestValues:

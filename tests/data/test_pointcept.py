@@ -81,6 +81,16 @@ class TestReading:
             write(tmp_path, color=given)
             assert np.allclose(read(tmp_path)[0].points()["color"].numpy(), color / 255, atol=1e-6)
 
+    @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+    def test_one_wrong_color_does_not_change_the_others(self, tmp_path, wrong):
+        color = arrays()["color"].astype(np.float32)
+        color[3, 1] = wrong
+        write(tmp_path, color=color)
+        found = read(tmp_path)[0].points()["color"].numpy()
+        assert np.isnan(found[3, 1]) and np.isnan(found).sum() == 1
+        expected = np.where(np.isfinite(color), color / 255, np.nan)
+        assert np.allclose(found, expected, atol=1e-6, equal_nan=True)
+
     def test_npz(self, tmp_path):
         parts = arrays()
         np.savez(tmp_path / "room.npz", xyz=parts["coord"], rgb=parts["color"], semantic=parts["segment20"])
@@ -158,6 +168,10 @@ class TestMessages:
     def test_unknown_option(self, tmp_path):
         with pytest.raises(ConfigError, match=r"data\.label: unknown; did you mean 'labels'"):
             Source(name=str(tmp_path), options={"reader": "pointcept", "label": "x"}).reader()
+
+    def test_max_scenes(self):
+        with pytest.raises(ConfigError, match="max_scenes: 1 or more is needed, got 0"):
+            PointceptConfig(max_scenes=0)
 
     def test_bad_class_file(self, tmp_path):
         write(tmp_path)

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from splatlearn.data.rooms.layout import furnish
 from splatlearn.data.rooms.textures import Materials
 from splatlearn.data.rooms.walk import walk
 from splatlearn.data.rooms.world import World, build
-from splatlearn.errors import UserError
+from splatlearn.errors import BadData, UserError
 
 SMALL = RoomsConfig(rooms=3, frames=12, size=(80, 60), points=6000, side=(3.0, 3.8), workers=1)
 SIZE = (80, 60)
@@ -90,6 +91,23 @@ class TestBytes:
 
 
 class TestErrors:
+    @pytest.mark.parametrize("file", ["color/000003.jpg", "depth/000003.png", "cloud.npz", "mesh.npz"])
+    def test_damaged_room(self, scenes: list[RoomsScene], tmp_path: Path, file: str) -> None:
+        room = Path(shutil.copytree(scenes[0].folder, tmp_path / "room"))
+        content = bytearray((room / file).read_bytes())
+        content[len(content) // 3 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 3)
+        (room / file).write_bytes(content if file.endswith("npz") else content[: len(content) // 2])
+        scene = RoomsScene(room, "room")
+        with pytest.raises(BadData, match=rf"{file}: damaged .*; delete the folder {room}, and the room is made again"):
+            scene.frames([3], (40, 30)), scene.points(), scene.mesh()
+
+    @pytest.mark.parametrize("file", ["cameras.npz", "boxes.npz", "depth/000003.png"])
+    def test_incomplete_room(self, scenes: list[RoomsScene], tmp_path: Path, file: str) -> None:
+        room = Path(shutil.copytree(scenes[0].folder, tmp_path / "room"))
+        (room / file).unlink()
+        with pytest.raises(BadData, match=rf"{file}: damaged .*No such file"):
+            RoomsScene(room, "room").frames([3], (40, 30)), RoomsScene(room, "room").boxes()
+
     def test_unwritable_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "file").write_text("in the way")
         monkeypatch.setenv("SPLATLEARN_CACHE", str(tmp_path / "file"))

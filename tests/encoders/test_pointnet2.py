@@ -107,10 +107,16 @@ def test_height_is_measured_from_the_floor():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": (64,)}, "one entry per level; got 1, 2, 2, 2, 2"),
-        ({"radii": (0.1, -1.0)}, "must be positive"),
-        ({"power": 3}, "power 1 or 2"),
-        ({"widths": ((), (8,))}, "one layer or more"),
+        ({"samples": (64,)}, "one entry per level is needed, got 1, 2, 2, 2, 2"),
+        ({"samples": (64, 0)}, "samples: 1 or more are needed"),
+        ({"neighbors": (-1, 8)}, "neighbors: 1 or more are needed"),
+        ({"radii": (0.1, -1.0)}, "radii: metres above zero are needed"),
+        ({"radii": (0.1, float("inf"))}, "radii: metres above zero are needed"),
+        ({"power": 3}, "power: 1 or 2 is allowed, got 3"),
+        ({"widths": ((), (8,))}, "widths: a layer or more"),
+        ({"up_widths": ((8,), (-8,))}, "up_widths: a layer or more of 1 or more channels"),
+        ({"norm_momentum": 0}, r"norm_momentum: a share in \(0, 1\]"),
+        ({"power": 3, "norm_momentum": 2}, "power: .*; norm_momentum: "),
     ],
 )
 def test_bad_settings_are_refused(options, message):

@@ -38,11 +38,11 @@ def test_points_of_a_voxel_share_a_row(encoder):
     assert torch.equal(groups[:, None] == groups, rows[:, None] == rows)
 
 
-def test_moving_a_cloud_by_whole_metres_changes_nothing_but_rounding(encoder):
+def test_moving_a_cloud_by_whole_metres_changes_nothing_but_rounding():
     points = _points()
     moved = Points(xyz=points.xyz + 4, counts=points.counts, attributes=points.attributes)
-    encoder.eval()
-    # a voxel of a quarter metre, so that the corners fall alike in float32
+    # a quarter metre, so that the corners fall alike in float32
+    encoder = encoders.create("sparse_unet.tiny", {"voxel": 0.25}).eval()
     assert torch.allclose(encoder(points).dense(), encoder(moved).dense(), atol=1e-4)
 
 
@@ -83,6 +83,15 @@ def test_parameter_counts_of_published_networks(options, parameters):
     assert sum(p.numel() for p in encoder.parameters()) == parameters
 
 
+def test_the_network_of_pointcontrast():
+    """Its stem has a kernel of 3, not 5, and GS3 asks for 128 channels out."""
+    encoder = encoders.create("sparse_unet.res16unet34c")
+    taller = encoders.create("sparse_unet.34c", {"widen": "block", "out_channels": 128})
+    stem = 3 * 32 * (5**3 - 3**3)
+    assert encoder.channels[0] == 128
+    assert sum(p.numel() for p in taller.parameters()) - sum(p.numel() for p in encoder.parameters()) == stem
+
+
 def test_output_layer_sets_the_width():
     encoder = encoders.create("sparse_unet.tiny", {"out_channels": 128})
     assert encoder.channels[0] == 128
@@ -98,9 +107,19 @@ def test_runs_in_float64():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": (32, 64, 32)}, "one entry per level, as many up as down"),
-        ({"voxel": 0.0}, "voxel must be positive"),
-        ({"stem_kernel": 4}, "stem_kernel must be odd"),
+        ({"channels": (32, 64, 32)}, "one entry per level is needed, as many up as down; got 3 and 4"),
+        ({"channels": (), "layers": ()}, "as many up as down; got 0 and 0"),
+        ({"channels": (16, 0, 24, 16)}, "channels: 1 or more are needed"),
+        ({"layers": (1, 1, 1, 0)}, "layers: 1 or more are needed"),
+        ({"stem": -3}, "stem: 1 or more is needed, got -3"),
+        ({"voxel": 0.0}, "voxel: metres above zero are needed"),
+        ({"voxel": float("inf")}, "voxel: metres above zero are needed"),
+        ({"stem_kernel": 4}, "stem_kernel: an odd size is needed, got 4"),
+        ({"stem_kernel": -1}, "stem_kernel: an odd size is needed, got -1"),
+        ({"out_channels": -1}, "out_channels: zero or more"),
+        ({"norm_eps": -1.0}, "norm_eps: above zero"),
+        ({"norm_momentum": 1.5}, r"norm_momentum: a share in \(0, 1\]"),
+        ({"stem": 0, "voxel": -1}, "voxel: .*; stem: "),
         ({"inputs": ()}, "at least one attribute"),
         ({"widen": "both"}, "one of down, block expected"),
         ({"voxle": 0.1}, "did you mean 'voxel'"),

@@ -1,7 +1,10 @@
 """Weights: strict loading, one error for everything, published axis orders."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from splatlearn.encoders.weights import (
@@ -10,8 +13,7 @@ from splatlearn.encoders.weights import (
     match_keys,
     minkowski_kernel,
     minkowski_pointwise,
-    read_metadata,
-    save_weights,
+    read_weights,
     spconv_kernel,
     spconv_pointwise,
 )
@@ -23,13 +25,17 @@ def _network():
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
 
 
-def test_saved_weights_come_back_with_their_metadata(tmp_path):
-    first, second, path = _network(), _network(), tmp_path / "weights.safetensors"
-    save_weights(first, path, {"inputs": "color"})
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "checkpoint.tar"])
+def test_saved_weights_come_back(tmp_path, name):
+    first, second, path = _network(), _network(), tmp_path / name
+    state = first.state_dict()
+    if name.endswith("safetensors"):
+        save_file(state, path)
+    else:
+        torch.save({"epoch": 3, "model_state_dict": state} if "checkpoint" in name else state, path)
     report = load_weights(second, path)
     assert report.complete and len(report.loaded) == 7
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
-    assert read_metadata(path) == {"inputs": "color"}
 
 
 def test_everything_that_does_not_fit_is_in_one_error():
@@ -47,13 +53,15 @@ def test_everything_that_does_not_fit_is_in_one_error():
 
 
 def test_unreadable_files_and_unknown_layouts(tmp_path):
-    with pytest.raises(BadData, match="not a readable safetensors file"):
+    with pytest.raises(BadData, match=r"absent\.safetensors: no such file"):
         load_weights(_network(), tmp_path / "absent.safetensors")
-    (tmp_path / "broken.safetensors").write_bytes(b"junk")
-    with pytest.raises(BadData, match=r"broken\.safetensors"):
-        load_weights(_network(), tmp_path / "broken.safetensors")
-    with pytest.raises(BadData, match=r"broken\.safetensors"):
-        read_metadata(tmp_path / "broken.safetensors")
+    for name, message in (
+        ("broken.safetensors", "not a readable safetensors"),
+        ("broken.pth", "not a file of tensors"),
+    ):
+        (tmp_path / name).write_bytes(b"junk")
+        with pytest.raises(BadData, match=f"{name}: {message}"):
+            read_weights(tmp_path / name)
     with pytest.raises(ConfigError, match="did you mean 'spunet'"):
         match_keys(_network(), {}, "spnet")
 
@@ -97,7 +105,7 @@ def _minkowski_name(key):
 
 
 def test_minkunet_keys_are_all_taken():
-    network = encoders.create("sparse_unet.34c", {"widen": "block", "out_channels": 20})
+    network = encoders.create("sparse_unet.res16unet34c", {"out_channels": 20})
     published = {}
     for key, value in network.state_dict().items():
         shape = value.t().shape if value.ndim == 2 else value.shape
@@ -116,3 +124,26 @@ def test_prefixes_are_stripped_and_classifiers_may_be_left_over():
     _, report = match_keys(nn.Linear(1, 1), {"final.bias": torch.zeros(7), "odd": torch.zeros(1)}, "spunet")
     assert report.unused == ("final.bias",) and report.unexpected == ("odd",)
     assert "1 unused: final.bias" in str(report)
+
+
+@pytest.mark.parametrize("name", ["votenet_scannet", "votenet_sunrgbd"])
+def test_a_whole_detector(shared_parity, name):
+    """What is not the backbone may be left over; a file with nothing else still lacks everything."""
+    manifest = json.loads((shared_parity / "manifests" / f"{name}.json").read_text())
+    state = {f"module.{key}": torch.zeros(value["shape"]) for key, value in manifest["keys"].items()}
+    encoder = encoders.create("pointnet2.votenet", {"inputs": ("height",)})
+    report = load_weights(encoder, state, "votenet")
+    assert len(report.loaded) == 96 and len(report.unused) == 50
+    assert {key.split(".")[1] for key in report.unused} == {"pnet", "vgen"}
+    heads = {key: value for key, value in state.items() if "backbone_net" not in key}
+    with pytest.raises(UserError, match="0 keys loaded; 96 missing"):
+        load_weights(encoder, heads, "votenet")
+
+
+def test_a_whole_segmentor(shared_parity):
+    manifest = json.loads((shared_parity / "manifests" / "spunet34c_scannet20.json").read_text())
+    state = {f"module.backbone.{key}": torch.zeros(value["shape"]) for key, value in manifest["keys"].items()}
+    state |= {"module.seg_head.weight": torch.zeros(20, 96), "module.seg_head.bias": torch.zeros(20)}
+    encoder = encoders.create("sparse_unet.34c", {"inputs": ("color", "normal")})
+    report = load_weights(encoder, state, "spunet")
+    assert {"module.seg_head.weight", "module.seg_head.bias"} <= set(report.unused)

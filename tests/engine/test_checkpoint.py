@@ -104,14 +104,32 @@ class TestRunFolder:
 
     def test_never(self, tmp_path):
         self.make(tmp_path).begin()
+        self.make(tmp_path).check("never")  # nothing to continue yet
+        (tmp_path / "log.jsonl").write_text("{}\n")
         with pytest.raises(UserError, match=r"the run exists and --resume is never"):
             self.make(tmp_path).check("never")
 
     def test_diff(self, tmp_path):
         self.make(tmp_path).begin()
+        (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
         self.make(tmp_path, workers=4).check("auto")
         with pytest.raises(UserError, match=r"train\.learning_rate: 1e-05 -> 0\.1\n  train\.steps: 3 -> 4"):
             self.make(tmp_path, steps=4, learning_rate=0.1).check("auto")
+
+    def test_settings_of_a_run_that_never_began_are_replaced(self, tmp_path):
+        self.make(tmp_path).begin()
+        other = self.make(tmp_path, steps=4)
+        other.check("auto")
+        other.begin()
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["train"]["steps"] == 4
+
+    @pytest.mark.parametrize("text", ["a: 1", "train: {}"])
+    def test_a_config_file_of_something_else_is_kept(self, tmp_path, text):
+        (tmp_path / "config.yaml").write_text(text)
+        if text == "train: {}":
+            (tmp_path / "thesis.tex").write_text("years of work")
+        with pytest.raises(UserError, match="another configuration"):
+            self.make(tmp_path).check("auto")
 
     def test_not_a_run(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("years of work")

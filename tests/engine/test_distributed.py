@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.toys import ToyData, losses, run_rank
+from engine.toys import ToyData, losses, run_rank, run_rank_apart
 from splatlearn.engine.checkpoint import newest_checkpoint
 from splatlearn.engine.loader import Loader
 from splatlearn.engine.logs import JsonLines
@@ -23,11 +23,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_ranks(context, run: Path, ranks: int, **options) -> list[int | None]:
+def run_ranks(context, run: Path, ranks: int, target=run_rank, **options) -> list[int | None]:
     port = free_port()
     arguments = {**OPTIONS, **options}
     processes = [
-        context.Process(target=run_rank, args=(run, rank, ranks, port), kwargs=arguments) for rank in range(ranks)
+        context.Process(target=target, args=(run, rank, ranks, port), kwargs=arguments) for rank in range(ranks)
     ]
     for process in processes:
         process.start()
@@ -71,6 +71,15 @@ def test_logs_and_metrics(runs):
     assert [r.get("rejected") for r in one] == [r.get("rejected") for r in two]
     metrics = [json.loads((runs[ranks] / "summary.json").read_text())["metrics"] for ranks in (1, 2)]
     assert metrics[1] == pytest.approx(metrics[0], rel=1e-3)
+
+
+def test_every_rank_gets_the_summary_of_the_first(tmp_path, context):
+    """Also where each has a folder of its own, as `evaluate` without `--run`."""
+    assert run_ranks(context, tmp_path, 2, run_rank_apart, steps=2) == [0, 0]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["metrics"]["val_error"] > 0
+    assert (second["metrics"], second["steps"]) == (first["metrics"], 2)
+    assert (first["main"], second["main"]) == (True, False)
 
 
 def test_resume_is_exact(runs, tmp_path, context):

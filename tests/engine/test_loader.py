@@ -127,6 +127,20 @@ class Hopeless(ToyData):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wordy(ToyData):
+    def sample(self, scene, rng: np.random.Generator) -> Clouds:
+        if rng.random() < 0.5:
+            raise Rejected("overlap too small", f"{scene.name}: {rng.random():.6%}")
+        return super().sample(scene, rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordyHopeless(ToyData):
+    def sample(self, scene, rng: np.random.Generator) -> Clouds:
+        raise Rejected("overlap too small", f"{scene.name}: 12%")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Broken(ToyData):
     def sample(self, scene, rng: np.random.Generator) -> Clouds:
         raise BadData("color/000012.jpg: truncated JPEG")
@@ -145,16 +159,27 @@ class Unequal(ToyData):
         return Clouds(names=batch.names, points=points)
 
 
+def test_rejections_are_counted_by_kind():
+    loader, counted = make_loader(Wordy()), Counter()
+    for _ in loader.steps("train", 0, 10):
+        counted += loader.rejected
+    assert counted.keys() == {"overlap too small"} and counted.total() > 10
+
+
 class TestErrors:
     def test_no_sample(self):
         with pytest.raises(UserError, match=rf"{ATTEMPTS} attempts.*overlap too small \(\d+ times\), no depth"):
             next(make_loader(Hopeless()).steps("train", 0, 1))
 
+    def test_no_sample_names_an_example(self):
+        with pytest.raises(UserError, match=rf"overlap too small \(scene-\d: 12%\) \({ATTEMPTS} times\)$"):
+            next(make_loader(WordyHopeless()).steps("train", 0, 1))
+
     @pytest.mark.parametrize("workers", [0, 1])
     def test_one_clean_message(self, workers):
         with pytest.raises(UserError) as caught:
             next(make_loader(Broken(), workers=workers).steps("train", 0, 1))
-        assert str(caught.value).startswith("scene-")
+        assert str(caught.value).startswith("split train: scene-")
         assert str(caught.value).endswith("color/000012.jpg: truncated JPEG")
 
     def test_samples_that_do_not_go_together(self):

@@ -3,18 +3,22 @@
 import json
 import math
 import re
+import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
-from engine.toys import ToyData, ToyRecipe, losses, run_toy, toy_config
-from splatlearn.engine.checkpoint import load_encoder, newest_checkpoint
+from engine.toys import Clouds, ToyData, ToyRecipe, ToyScene, losses, run_toy, toy_config
+from splatlearn.engine.checkpoint import RunFolder, load_encoder, newest_checkpoint
 from splatlearn.engine.logs import JsonLines
 from splatlearn.engine.loop import train
 from splatlearn.engine.summary import Summary
 from splatlearn.engine.trainable import Progress, Step
-from splatlearn.errors import ConfigError, UserError
+from splatlearn.errors import BadData, ConfigError, UserError
 
 
 class Nan(ToyRecipe):
@@ -33,6 +37,18 @@ class Nan(ToyRecipe):
         step = super().forward(batch, progress)
         zero = (self.head.weight * 0).sum()
         return Step({**step.losses, "root": zero.sqrt()})  # finite, with an infinite slope
+
+
+@dataclass(frozen=True, kw_only=True)
+class Short(ToyData):
+    """No scene of it has a sample."""
+
+    def sample(self, scene: ToyScene, rng) -> Clouds:
+        raise BadData("too short")
+
+
+def fail(*_: object) -> None:
+    raise UserError("evaluation failed")
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +93,19 @@ class TestRun:
     def test_checkpoint(self, finished):
         run, _, recipe = finished
         newest = newest_checkpoint(run / "checkpoints")
-        saved = load_file(newest / "model.safetensors")
-        assert all(torch.equal(saved[name], value) for name, value in recipe.state_dict().items())
+        saved, average = (load_file(newest / f"{name}.safetensors") for name in ("model", "average"))
+        assert saved.keys() == average.keys() == recipe.state_dict().keys()
+        assert not torch.equal(saved["student.stem.weight"], average["student.stem.weight"])
         assert float(saved["shift"].norm()) > 0
 
-    def test_averaged_weights_are_exported(self, finished):
+    def test_averaged_weights_are_exported_and_left_in_the_trainable(self, finished):
         run, _, recipe = finished
         average = load_file(newest_checkpoint(run / "checkpoints") / "average.safetensors")
-        encoder = load_encoder(run)
-        assert torch.equal(encoder.stem.weight, average["student.stem.weight"])
-        assert not torch.equal(encoder.stem.weight, recipe.student.stem.weight)
+        assert torch.equal(load_encoder(run).stem.weight, average["student.stem.weight"])
+        for trained in (recipe, fresh := ToyRecipe(ToyData(rejecting=0.2))):
+            if trained is fresh:
+                run_toy(run, fresh)  # it is complete: nothing is trained, the weights are read
+            assert all(torch.equal(average[name], value) for name, value in trained.state_dict().items())
 
     def test_complete_run_is_left_alone(self, finished):
         run, summary, _ = finished
@@ -103,6 +122,50 @@ class TestRun:
 
     def test_global_state_is_given_back(self, finished):
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+class TestStart:
+    """What cannot start leaves nothing behind; what cannot be evaluated keeps what was learnt."""
+
+    @pytest.mark.parametrize("split", ["train", "val"])
+    def test_a_split_without_samples(self, tmp_path, split):
+        recipe = ToyRecipe(ToyData())
+        broken = Short()
+        recipe.data, recipe.validation = (broken, recipe.data) if split == "train" else (recipe.data, broken)
+        with pytest.raises(UserError, match=f"split {split}: scene-[0-9]+: too short"):
+            run_toy(tmp_path / "run", recipe)
+        assert not (tmp_path / "run").exists()
+
+    def test_settings_of_a_run_that_never_began_bind_nobody(self, tmp_path):
+        settings = {"recipe": "toy", "encoder": "toy", "data": {"name": "toy"}, "train": {"steps": 99}}
+        RunFolder(tmp_path, settings).begin()
+        assert run_toy(tmp_path, steps=2, resume="never").steps == 2
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["train"]["steps"] == 2
+
+    def test_a_failing_last_evaluation_costs_no_training(self, tmp_path):
+        whole = run_toy(tmp_path / "whole", checkpoint_every=100)
+        run, recipe = tmp_path / "run", ToyRecipe(ToyData(rejecting=0.2))
+        recipe.evaluate = fail  # type: ignore[method-assign]
+        with pytest.raises(UserError, match="evaluation failed"):
+            run_toy(run, recipe, checkpoint_every=100)
+        assert newest_checkpoint(run / "checkpoints").name == "step-00000012"
+        assert len(losses(run)) == 12
+        untrained = ToyRecipe(ToyData(rejecting=0.2))
+        untrained.forward = fail  # type: ignore[method-assign]
+        again = run_toy(run, untrained, checkpoint_every=100)
+        assert (again.metrics, again.loss, losses(run)) == (whole.metrics, whole.loss, losses(tmp_path / "whole"))
+        last = list(JsonLines(run / "log.jsonl").records())[-1]
+        assert last["validation"] == whole.metrics
+
+    def test_what_the_last_evaluation_decides_is_saved(self, tmp_path):
+        class Deciding(ToyRecipe):
+            def evaluate(self, batches):
+                self.shift.fill_(7)
+                return super().evaluate(batches)
+
+        run_toy(tmp_path, Deciding(ToyData()), steps=2, ema=0, keep=1)
+        assert float(load_file(newest_checkpoint(tmp_path / "checkpoints") / "model.safetensors")["shift"][0]) == 7
+        assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
 class TestSeeds:
@@ -205,6 +268,20 @@ class TestOptions:
         lines = capfd.readouterr().err.splitlines()
         assert re.match(r"step 1/2  loss \d.*  square \d.* steps/s ", lines[0])
         assert any("val_error" in line for line in lines)
+
+    def test_wandb_runs_of_one_name_are_told_apart(self, tmp_path, monkeypatch):
+        started = []
+        run = SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+        fake = SimpleNamespace(init=lambda **options: started.append(options) or run)
+        monkeypatch.setitem(sys.modules, "wandb", fake)
+        for folder in ("a/seed0", "b/seed0"):
+            run_toy(tmp_path / folder, steps=1, wandb="project")
+            (tmp_path / folder / "summary.json").unlink()
+            run_toy(tmp_path / folder, steps=1, wandb="project")
+        first, first_again, second, second_again = (options["id"] for options in started)
+        assert (first, second) == (first_again, second_again)
+        assert first != second
+        assert {options["name"] for options in started} == {"seed0"}
 
     def test_missing_tracker(self, tmp_path):
         try:

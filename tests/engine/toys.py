@@ -17,6 +17,7 @@ from splatlearn.encoders.base import PointEncoder, PointEncoderConfig, PointFeat
 from splatlearn.engine.config import TrainConfig
 from splatlearn.engine.logs import JsonLines
 from splatlearn.engine.loop import Summary, train
+from splatlearn.engine.runtime import is_main
 from splatlearn.engine.trainable import Progress, Recipe, Step, global_mean
 from splatlearn.ops.norm import PackedBatchNorm
 from splatlearn.ops.reduce import global_sum
@@ -168,8 +169,8 @@ def run_threaded(run: Path, pause: float = 0.0, **options: Any) -> None:
     run_toy(run, ToyRecipe(data, pause=pause), **options)
 
 
-def run_rank(run: Path, rank: int, ranks: int, port: int, **options: Any) -> None:
-    """One of the processes that torchrun would start, without noise inside the model."""
+def join(rank: int, ranks: int, port: int) -> None:
+    """Makes this process one of several."""
     torch.set_num_threads(1)
     if ranks > 1:
         values = {
@@ -180,8 +181,21 @@ def run_rank(run: Path, rank: int, ranks: int, port: int, **options: Any) -> Non
             "MASTER_PORT": port,
         }
         os.environ.update({name: str(value) for name, value in values.items()}, MASTER_ADDR="127.0.0.1")
+
+
+def run_rank(run: Path, rank: int, ranks: int, port: int, **options: Any) -> None:
+    """One of the processes that torchrun would start, without noise inside the model."""
+    join(rank, ranks, port)
     data = ToyData(rejecting=0.2, poisoned=(2,) if options.pop("poisoned", False) else ())
     run_toy(run, ToyRecipe(data, noise=0.0, dropout=0.0), device="cpu", **options)
+
+
+def run_rank_apart(folder: Path, rank: int, ranks: int, port: int, **options: Any) -> None:
+    """As `run_rank`, each rank with a folder of its own; writes what it is told."""
+    join(rank, ranks, port)
+    summary = run_toy(folder / f"run{rank}", ToyRecipe(ToyData()), device="cpu", **options)
+    told = {"metrics": summary.metrics, "steps": summary.steps, "main": is_main()}
+    (folder / f"{rank}.json").write_text(json.dumps(told))
 
 
 def losses(run: Path) -> list[float]:

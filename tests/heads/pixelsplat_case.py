@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from splatlearn.heads.attention import ImageAttentionConfig
 from splatlearn.heads.epipolar import EpipolarConfig, EpipolarTransformer
-from splatlearn.heads.epipolar_lines import ViewPairs
 from splatlearn.heads.rotations import harmonic_rotations
 from splatlearn.structures import Cameras, Gaussians
 
@@ -26,14 +25,6 @@ def close(actual: Tensor, expected: Tensor, name: str = "") -> None:
     bound = 1e-5 + 2e-5 * float(expected.abs().max())
     error = float((actual.detach() - expected).abs().max())
     assert error <= bound, f"{name}: largest difference {error:.2e}, allowed {bound:.2e}"
-
-
-class StoredCameras(Cameras):
-    """Cameras whose pose is inverted as the general matrix that it is: stored rotations are not quite rigid."""
-
-    @property
-    def camera_to_world(self) -> Tensor:
-        return torch.linalg.inv(self.world_to_camera)
 
 
 @dataclass
@@ -69,7 +60,7 @@ class Case:
     def cameras(self) -> Cameras:
         width, height = self.config["width"], self.config["height"]
         size = torch.tensor([width, height, 1.0], dtype=torch.float64)
-        return StoredCameras(
+        return Cameras(
             world_to_camera=torch.linalg.inv(self.views("in.extrinsics")),
             intrinsics=self.views("in.intrinsics") * size[:, None],
             width=width,
@@ -174,27 +165,6 @@ def _inner(name: str) -> str:
         if rest.startswith(theirs):
             return f"{head}.{layer}{mine}{rest.removeprefix(theirs)}"
     raise KeyError(name)
-
-
-def normal_equation_depths(
-    cameras: Cameras, pairs: ViewPairs, origins: Tensor, directions: Tensor, pixels: Tensor
-) -> Tensor:
-    """Distances to the least-squares meeting point of two rays, from sum (n n' - 1) x = sum (n n' - 1) o.
-
-    Directions are unit in the camera and then rotated as the pose says, orthonormal or not.
-    """
-    pose = torch.linalg.inv(cameras.world_to_camera)
-    turn, origin = pose[:, :3, :3].transpose(1, 2), pose[:, :3, 3]
-    inverse = torch.linalg.inv(cameras.intrinsics[pairs.other]).transpose(1, 2)
-    sight = functional.pad(pixels, (0, 1), value=1.0).flatten(1, 2) @ inverse
-    sight = (functional.normalize(sight, dim=-1) @ turn[pairs.other]).view(*pixels.shape[:3], 3)
-    ray = (functional.normalize(cameras.directions().flatten(1, 2), dim=-1) @ turn)[pairs.view, :, None]
-    ray = ray.expand_as(sight)
-    identity = torch.eye(3, dtype=pixels.dtype)
-    onto_ray, onto_sight = (n[..., None] * n[..., None, :] - identity for n in (ray, sight))
-    baseline = (origin[pairs.other] - origin[pairs.view])[:, None, None, :, None]
-    meeting = torch.linalg.solve(onto_ray + onto_sight, onto_sight @ baseline)[..., 0]
-    return meeting.norm(dim=-1).masked_fill((ray * sight).sum(-1) > 1 - 1e-5, torch.inf)
 
 
 E3NN_AXES = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=torch.float64)

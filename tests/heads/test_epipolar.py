@@ -5,19 +5,30 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
-import splatlearn.heads.epipolar_lines as epipolar_lines_module
-from heads.pixelsplat_case import normal_equation_depths
 from heads.views import cameras_around
 from splatlearn.config import configure
+from splatlearn.data.augment import transform_cameras
 from splatlearn.errors import ConfigError, UserError
+from splatlearn.heads.attention import ImageAttention, ImageAttentionConfig
 from splatlearn.heads.epipolar import (
-    EPIPOLAR_PRESETS,
     EpipolarConfig,
     EpipolarTransformer,
     RayAttention,
 )
 from splatlearn.heads.epipolar_lines import epipolar_lines, relative_disparity, view_pairs
+
+TINY = {
+    "width": 16,
+    "samples": 8,
+    "layers": 1,
+    "heads": 2,
+    "head_width": 8,
+    "octaves": 4,
+    "refinement_kernel": 3,
+    "image": {"patch": 2, "octaves": 4, "layers": 1, "heads": 2, "head_width": 8, "width": 16, "hidden": 32},
+}
 
 
 def bounds_of(views: int, near: float = 0.2, far: float = 10.0) -> Tensor:
@@ -26,8 +37,7 @@ def bounds_of(views: int, near: float = 0.2, far: float = 10.0) -> Tensor:
 
 def tiny(**options: object) -> EpipolarTransformer:
     torch.manual_seed(0)
-    config = configure(EpipolarConfig, {**EPIPOLAR_PRESETS["tiny"], **options}, "epipolar")
-    return EpipolarTransformer(config).double()
+    return EpipolarTransformer(configure(EpipolarConfig, {**TINY, **options}, "epipolar")).double()
 
 
 class TestPairs:
@@ -87,13 +97,31 @@ class TestLines:
         centres = still.pixel_grid().flatten(0, 1)[:, None].expand(-1, 8, -1)
         assert torch.allclose(lines.pixels[0], centres, atol=1e-4)
 
-    def test_agrees_with_normal_equations(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        mine = epipolar_lines(self.cameras, self.pairs, bounds_of(2), 8).depths
-        monkeypatch.setattr(epipolar_lines_module, "_triangulate", normal_equation_depths)
-        official = epipolar_lines(self.cameras, self.pairs, bounds_of(2), 8).depths
-        finite = official.isfinite()
-        assert torch.equal(finite, mine.isfinite())
-        assert torch.allclose(mine[finite], official[finite], rtol=1e-6)
+    def test_facing_rays_are_finite(self) -> None:
+        pose = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
+        pose[1, [0, 2], [0, 2]], pose[1, 2, 3] = -1, 3.0
+        intrinsics = torch.tensor([[30.0, 0, 16.5], [0, 30, 12.5], [0, 0, 1]]).double().repeat(2, 1, 1)
+        facing = replace(self.cameras, world_to_camera=pose, intrinsics=intrinsics)
+        assert not bool(epipolar_lines(facing, self.pairs, bounds_of(2), 8).depths.isnan().any())
+
+    @pytest.mark.parametrize("noise", [0, 1e-6])
+    def test_depths_solve_the_normal_equations(self, noise: float) -> None:
+        """sum (n n' - 1) x = sum (n n' - 1) o, of directions as long as inexact rotations leave them."""
+        torch.manual_seed(0)
+        pose = self.cameras.world_to_camera.clone()
+        pose[:, :3, :3] += noise * torch.randn(2, 3, 3)
+        cameras = replace(self.cameras, world_to_camera=pose)
+        lines, back = epipolar_lines(cameras, self.pairs, bounds_of(2), 8), torch.linalg.inv(pose)
+        for view, other in ((0, 1), (1, 0)):
+            sight = pad(lines.pixels[view], (0, 1), value=1.0) @ torch.linalg.inv(cameras.intrinsics[other]).T
+            sight = normalize(sight, dim=-1) @ back[other, :3, :3].T
+            ray = normalize(cameras.directions()[view].flatten(0, 1), dim=-1) @ back[view, :3, :3].T
+            matrices = [n[..., None] * n[..., None, :] - torch.eye(3) for n in (ray[:, None].expand_as(sight), sight)]
+            baseline = (back[other] - back[view])[:3, 3:]
+            expected = torch.linalg.solve(sum(matrices), matrices[1] @ baseline)[..., 0].norm(dim=-1)
+            finite = lines.depths[view].isfinite()
+            assert bool(finite.any())
+            assert torch.allclose(lines.depths[view][finite], expected[finite], rtol=1e-7)
 
 
 class TestRelativeDisparity:
@@ -116,10 +144,6 @@ class TestRayAttention:
 
 
 class TestTransformer:
-    @pytest.mark.parametrize("preset", EPIPOLAR_PRESETS)
-    def test_presets_are_configs(self, preset: str) -> None:
-        assert configure(EpipolarConfig, EPIPOLAR_PRESETS[preset], preset).views == 2
-
     def test_shape_and_gradients(self) -> None:
         network = tiny()
         features = torch.randn(2, 16, 24, 32, dtype=torch.float64, requires_grad=True)
@@ -158,7 +182,7 @@ class TestTransformer:
         network, cameras = tiny(), cameras_around((2,))
         move = cameras_around((1,), seed=5).world_to_camera[0]
         features = torch.randn(2, 16, 24, 32, dtype=torch.float64)
-        moved = network(features, cameras.transform(move))
+        moved = network(features, transform_cameras(cameras, move))
         assert torch.allclose(network(features, cameras), moved, atol=1e-7)
 
     def test_float32_is_close_to_float64(self) -> None:
@@ -166,6 +190,13 @@ class TestTransformer:
         expected = network(features, cameras_around((2,)))
         single = network.float()(features.float(), cameras_around((2,), dtype=torch.float32))
         assert (single - expected).norm() < 1e-3 * expected.norm()
+
+    def test_half_precision_keeps_places_apart(self) -> None:
+        attention = ImageAttention(ImageAttentionConfig(patch=1, octaves=10), 16)
+        exact = attention._positions(torch.zeros(1, 30, 40, 1))
+        half = attention._positions(torch.zeros(1, 30, 40, 1, dtype=torch.bfloat16))
+        assert half.dtype == torch.bfloat16
+        assert (half.float() - exact).abs().max() < 4e-3
 
     def test_autocast_keeps_the_geometry(self) -> None:
         network, cameras = tiny(views=3).float(), cameras_around((2, 3), dtype=torch.float32)

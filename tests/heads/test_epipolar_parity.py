@@ -1,9 +1,7 @@
 """The epipolar transformer against numbers of the official pixelSplat code, in float64.
 
-The stored poses are orthonormal to 6e-7 only (float32). The official least-squares intersection divides by up to
-1e-5 and so turns that rounding into errors of some 5 % of a depth; ours takes rotations as orthonormal. To compare
-everything else at the stated tolerance, depths are solved here by the official normal equations on the poses as
-stored; `test_epipolar.py` shows that both agree on orthonormal poses.
+The stored poses are orthonormal to 6e-7 only (float32), and the least-squares intersection of rays divides by down to
+1e-5: the depths agree only where that rounding is treated as the official code does.
 """
 
 from pathlib import Path
@@ -12,15 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import splatlearn.heads.epipolar_lines as epipolar_lines_module
-from heads.pixelsplat_case import CASES, Case, close, normal_equation_depths, ours
+from heads.pixelsplat_case import CASES, Case, close, ours
 from splatlearn.heads.attention import fourier_code
 from splatlearn.heads.epipolar_lines import epipolar_lines, relative_disparity, sample_features, view_pairs
 
 
 @pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest, shared_parity: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
-    monkeypatch.setattr(epipolar_lines_module, "_triangulate", normal_equation_depths)
+def case(request: pytest.FixtureRequest, shared_parity: Path) -> Case:
     return Case(shared_parity / "pixelsplat" / request.param)
 
 
@@ -94,15 +90,3 @@ class TestTransformer:
             gradient = mine[name].grad
             assert gradient is not None, name
             close(gradient, expected, name)
-
-    def test_own_triangulation_stays_close(self, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.undo()
-        backbone = case.views("in.features").relu()
-        weight, bias = (
-            case.weights["backbone_projection.1.weight"],
-            case.weights["backbone_projection.1.bias"],
-        )
-        features = torch.einsum("vchw,dc->vdhw", backbone, weight) + bias[:, None, None]
-        out = case.transformer()(features, case.cameras, order=case.order, bounds=case.bounds)
-        expected = case.views("out.epipolar_features")
-        assert (out - expected).norm() < 1e-4 * expected.norm()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from heads.views import cameras_around, masked_points
+from splatlearn.data.augment import transform_cameras
 from splatlearn.errors import ConfigError, MissingAttribute, UserError
 from splatlearn.heads.gaussians import (
     DepthConfig,
@@ -110,7 +111,7 @@ class TestGaussians:
         head = build(name).double()
         move = cameras_around((1,), seed=7).world_to_camera[0]
         before = head(features, points, frames.cameras)
-        moved = frames.cameras.transform(move)
+        moved = transform_cameras(frames.cameras, move)
         xyz = points.xyz @ move[:3, :3].T + move[:3, 3]
         after = head(features, type(points)(xyz=xyz, counts=points.counts, attributes=points.attributes), moved)
         if not name.startswith("offset"):

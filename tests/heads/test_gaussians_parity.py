@@ -9,23 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import splatlearn.heads.epipolar_lines as epipolar_lines_module
-from heads.pixelsplat_case import (
-    CASES,
-    Case,
-    close,
-    covariances,
-    normal_equation_depths,
-    official_harmonics,
-    ours,
-)
+from heads.pixelsplat_case import CASES, Case, close, covariances, official_harmonics, ours
 from splatlearn.heads.gaussians import DepthConfig, DepthHead
 from splatlearn.structures import Packed
 
 
 @pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest, shared_parity: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
-    monkeypatch.setattr(epipolar_lines_module, "_triangulate", normal_equation_depths)
+def case(request: pytest.FixtureRequest, shared_parity: Path) -> Case:
     return Case(shared_parity / "pixelsplat" / request.param)
 
 

@@ -1,5 +1,6 @@
 """LPIPS on made VGG16 weights: against a plain module twin, and its messages."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -100,14 +101,23 @@ class TestWeights:
         assert not list(loss.parameters())
         assert not loss.state_dict()
 
-    def test_source_and_digest(self, loss: LPIPS, weights: Path) -> None:
-        assert loss.source == str(weights)
-        assert len(loss.digest) == 64
+    def test_it_moves_with_the_module_but_is_no_buffer(self, weights: Path, pictures) -> None:
+        loss = nn.Sequential(LPIPS(weights)).double()[0]
+        assert not list(loss.buffers())
+        assert all(value.dtype == torch.float64 for value in loss.frozen.values())
+        assert loss(*(picture.double() for picture in pictures)).dtype == torch.float64
+
+    def test_origin(self, loss: LPIPS, weights: Path) -> None:
+        assert loss.origin == {
+            "source": str(weights),
+            "digest": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "licence": "unknown",
+        }
 
     def test_pth_gives_the_same(self, loss: LPIPS, twin: nn.Sequential, tmp_path: Path) -> None:
         path = tmp_path / "vgg16.pth"
         torch.save({f"features.{name}": value for name, value in twin.state_dict().items()}, path)
-        assert torch.equal(vgg.resolve_vgg16(path).tensors["features.0.weight"], loss.features_0_weight)
+        assert torch.equal(vgg.resolve_vgg16(path).tensors["features.0.weight"], loss.frozen["features.0.weight"])
 
     def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(BadData, match=r"nowhere\.pth: no such file of weights"):
@@ -117,6 +127,19 @@ class TestWeights:
         save_file({"features.0.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "other.safetensors")
         with pytest.raises(BadData, match=r"not VGG16 .*26 of 26 tensors do not fit; first: features.0.weight"):
             LPIPS(tmp_path / "other.safetensors")
+
+    @pytest.mark.parametrize(
+        ("content", "found"),
+        [
+            ([torch.zeros(2)], "got list"),
+            (torch.zeros(2), "got Tensor"),
+            ({"features.0.weight": 3}, "'features.0.weight' is of type int"),
+        ],
+    )
+    def test_other_contents(self, content: object, found: str, tmp_path: Path) -> None:
+        torch.save(content, tmp_path / "other.pth")
+        with pytest.raises(BadData, match=rf"other\.pth: named tensors expected,.* {found}"):
+            LPIPS(tmp_path / "other.pth")
 
     def test_pickled_code_is_refused(self, tmp_path: Path) -> None:
         torch.save({"features.0.weight": Path("x")}, tmp_path / "code.pth")

@@ -15,7 +15,7 @@ from splatlearn.ops.neighbors import (
     knn,
     three_nearest,
 )
-from splatlearn.ops.voxels import item_rows
+from splatlearn.structures import Packed
 
 COUNTS = (900, 0, 600)
 
@@ -114,7 +114,7 @@ def test_interpolation_gives_back_the_sources_and_passes_gradients(cloud):
 
 
 def test_hashed_order_depends_on_contents_alone(cloud):
-    item = item_rows(COUNTS, cloud.device)
+    item = Packed(counts=COUNTS).item
     order = hashed_order(cloud, item)
     shuffle = torch.cat([torch.randperm(900), 900 + torch.randperm(600)])
     again = hashed_order(cloud[shuffle], item)

@@ -9,19 +9,19 @@ from splatlearn.ops.voxels import (
     MAX_ITEMS,
     Grid,
     coarsen,
-    item_rows,
     pack_keys,
     pool_mean,
     strided_map,
     submanifold_map,
     unique_voxels,
 )
+from splatlearn.structures import Packed
 
 
 @pytest.fixture
 def coordinates():
     torch.manual_seed(0)
-    return torch.randint(-9, 9, (600, 3)), item_rows((350, 0, 250), torch.device("cpu"))
+    return torch.randint(-9, 9, (600, 3)), Packed(counts=(350, 0, 250)).item
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_keys_hold_item_and_coordinates(coordinates):
 
 def test_extreme_coordinates_do_not_meet():
     edge = torch.tensor([[-LIMIT, 0, LIMIT - 1], [LIMIT - 1, 0, -LIMIT], [-LIMIT, 1, -LIMIT]])
-    voxels, _ = unique_voxels(pack_keys(edge.repeat(2, 1), item_rows((3, 3), edge.device)), 2)
+    voxels, _ = unique_voxels(pack_keys(edge.repeat(2, 1), Packed(counts=(3, 3)).item), 2)
     pairs = submanifold_map(voxels, 5)
     assert len(voxels) == 6 and sum(map(len, pairs.sources)) == 0
 

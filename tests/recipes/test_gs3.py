@@ -7,12 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from data.recording_maker import write_seven_scenes
+from splatlearn.data.sampling import draw_mask
 from splatlearn.data.scene import Source
+from splatlearn.encoders.base import calibrate
 from splatlearn.engine.loop import train
 from splatlearn.engine.trainable import Progress
-from splatlearn.errors import ConfigError, UserError
-from splatlearn.recipes.gs3 import GS3, GS3Config, Views, draw_mask
+from splatlearn.errors import BadData, ConfigError, UserError
+from splatlearn.recipes.gs3 import GS3, GS3Config, Views
+from splatlearn.splatting import render
 from splatlearn.verbs.pretrain import Job, plan
 
 GOLDEN = Path(__file__).parent / "golden" / "gs3_tiny.json"
@@ -123,6 +128,38 @@ class TestRendering:
         assert all(p.grad is None for p in recipe.student.parameters())
         assert all(torch.equal(before[name], value) for name, value in recipe.student.state_dict().items())
 
+    def test_the_statistics_of_a_frozen_student_are_set_before_the_first_step(self):
+        recipe = job(freeze_student=True).build().train()
+        batches = [batch_of(recipe, seed=seed) for seed in range(3)]
+        other = job(freeze_student=True).build()
+        other.student.load_state_dict(recipe.student.state_dict())
+        recipe.setup(iter(batches))
+        assert calibrate(other.student, [batch.frames.to_points() for batch in batches]) == 3
+        found, expected = recipe.student.state_dict(), other.student.state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        variances = [value for name, value in found.items() if name.endswith("running_var")]
+        assert variances and not any(torch.equal(value, torch.ones_like(value)) for value in variances)
+        assert not recipe.student.training
+
+    def test_setup_leaves_a_student_that_learns_alone(self):
+        batches = iter([batch_of(recipe := job().build())])
+        recipe.setup(batches)
+        assert len(list(batches)) == 1, "no batch is drawn"
+
+    @pytest.mark.parametrize("backend", ["cpu", "reference"])
+    def test_half_precision_leaves_geometry_alone(self, backend):
+        recipe = job(render={"backend": backend}).build().eval()
+        batch = batch_of(recipe, samples=1)
+        points = batch.frames.to_points()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(batch.frames.to_points().xyz, points.xyz)
+            rendering, gaussians = recipe.render(batch)
+        exact = render(gaussians, batch.targets.cameras, options=recipe.config.render)
+        assert all(map(torch.equal, rendering, exact))
+        full, _ = recipe.render(batch)
+        assert (rendering.color - full.color).abs().mean() < 0.01
+        assert (rendering.depth - full.depth).abs().mean() < 0.01
+
     def test_items_of_a_batch_do_not_see_each_other(self):
         recipe = job().build().eval()
         both = batch_of(recipe)
@@ -144,8 +181,11 @@ class TestLearning:
         train(made.build(), made.train, tmp_path / "run", settings=made.settings)
         found = losses(tmp_path / "run")
         stored = json.loads(GOLDEN.read_text())
+        assert found[:2] == pytest.approx(stored[:2], rel=1e-4)
         assert found[:5] == pytest.approx(stored[:5], rel=1e-3)
-        assert np.mean(found[-5:]) == pytest.approx(np.mean(stored[-5:]), rel=0.05)
+        assert found[:10] == pytest.approx(stored[:10], rel=1e-2)  # kinks of ReLU part machines in their last digits
+        assert found == pytest.approx(stored, rel=0.05)
+        assert np.mean(found[-5:]) == pytest.approx(np.mean(stored[-5:]), rel=0.02)
         assert np.mean(found[-5:]) < 0.8 * np.mean(found[:5])
 
     def test_backends_agree_over_thirty_steps(self, tmp_path):
@@ -177,11 +217,62 @@ class TestErrors:
             ({"views": 4}, "views: 2 or 3 are allowed, got 4"),
             ({"mask_ratio": 1.0}, r"mask_ratio: a share in \[0, 1\)"),
             ({"size": (8, 8)}, "size: at least 16x16 pixels"),
+            ({"gap": 0}, "gap: 1 or more raw frames are needed, got 0"),
+            ({"gap": -5}, "gap: 1 or more"),
+            ({"min_overlap": 2.0}, r"min_overlap: a share in \[0, 1\]"),
+            ({"width": 0}, "width: 1 or more"),
+            ({"lpips": -1.0}, "lpips: zero or more"),
+            ({"lpips": float("nan")}, "lpips: zero or more"),
         ],
     )
     def test_values_out_of_range(self, options, message):
         with pytest.raises(ConfigError, match=message):
             GS3Config(**options)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"offset.radius": -1}, "--recipe.offset: radius: metres above zero"),
+            ({"depth.opacity_exponent": 0}, "--recipe.depth: opacity_exponent: above zero"),
+            ({"epipolar.samples": 0}, "--recipe.epipolar: samples: 1 or more"),
+            ({"epipolar.image.patch": 0}, "--recipe.epipolar.image: patch: 1 or more"),
+        ],
+    )
+    def test_values_of_parts_out_of_range(self, options, message):
+        with pytest.raises(ConfigError, match=message):
+            plan("gs3", preset="tiny", recipe_options=options)
+
+    def test_all_wrong_values_are_told_together(self):
+        with pytest.raises(ConfigError, match=r"gap: .*; width: "):
+            GS3Config(gap=0, width=0)
+
+    @pytest.mark.parametrize("split", ["train", "val"])
+    def test_unknown_up_is_refused(self, tmp_path, split):
+        write_seven_scenes(tmp_path / "attic", frames=30)
+        unknown = {"reader": "rgbd", "up": "unknown"}
+        recipe = plan("gs3", preset="tiny", data=str(tmp_path), data_options=unknown).build()
+        with pytest.raises(BadData, match=r"the up axis of attic is unknown; give --data\.up x,y,z"):
+            recipe.data.scenes(split)
+        still = plan(
+            "gs3", preset="tiny", data=str(tmp_path), data_options=unknown, recipe_options={"rotate": False}
+        ).build()
+        assert len(still.data.scenes(split)["all"]) == 1
+
+    def test_whose_weights_the_loss_was_made_with(self, tmp_path):
+        from splatlearn.losses.vgg import _expected
+
+        path = tmp_path / "vgg16.safetensors"
+        save_file({name: 0.02 * torch.randn(shape) for name, shape in _expected().items()}, path)
+        made = job(steps=1, lpips=0.05, lpips_weights=str(path))
+        recipe = made.build()
+        teacher = recipe.describe()["teachers"]["lpips"]
+        assert (teacher["source"], teacher["licence"], len(teacher["digest"])) == (str(path), "unknown", 64)
+        assert not any(name.startswith("perceptual") for name, _ in recipe.named_buffers())
+        summary = train(recipe, made.train, tmp_path / "run", settings=made.settings)
+        assert summary.facts["teachers"]["lpips"] == teacher
+        (state,) = (tmp_path / "run" / "checkpoints").rglob("state.json")
+        assert json.loads(state.read_text())["environment"]["teachers"]["lpips"] == teacher
+        assert "teachers" not in job().build().describe()
 
     def test_lpips_without_weights(self, tmp_path):
         with pytest.raises(UserError, match="VGG"):

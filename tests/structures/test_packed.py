@@ -1,5 +1,7 @@
 """Packed rows: counts, attributes, packing, splitting, regrouping."""
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -80,6 +82,14 @@ class TestPacked:
         with pytest.raises(UserError, match="images has rows of shape"):
             Images.pack([Images(images=torch.zeros(1, 3, 2, 2)), Images(images=torch.zeros(1, 3, 2, 4))])
 
+    def test_pack_refuses_attributes_of_different_row_shapes(self):
+        with pytest.raises(UserError, match=r"Points.pack: color has rows of shape \(3,\) in one item and \(4,\)"):
+            Points.pack([cloud((2,), color=torch.zeros(2, 3)), cloud((2,), color=torch.zeros(2, 4))])
+
+    def test_no_attribute_is_named_like_a_field(self):
+        with pytest.raises(UserError, match="Points: no attribute can be called counts, xyz: a field is"):
+            Points(xyz=torch.zeros(2, 3), attributes={"xyz": torch.zeros(2, 3), "counts": torch.zeros(2)})
+
     def test_pack_of_nothing(self):
         with pytest.raises(UserError, match="nothing to pack"):
             Points.pack([])
@@ -91,9 +101,14 @@ class TestPacked:
         assert pair.cameras.counts == (2,)
         assert pair.images.data_ptr() == both.images.data_ptr()
 
-    def test_a_packed_is_picklable(self):
-        import pickle
+    def test_join_makes_consecutive_items_one(self):
+        points = cloud((3, 4, 5))
+        assert points.join((2, 1)).counts == (7, 5)
+        assert points.join((0, 3)).counts == (0, 12)
+        with pytest.raises(UserError, match=r"Points\.join: 3 items cannot be 2"):
+            points.join((1, 1))
 
+    def test_a_packed_is_picklable(self):
         assert isinstance(pickle.loads(pickle.dumps(frames())), Packed)
 
 

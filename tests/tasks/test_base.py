@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from splatlearn.encoders.base import PointEncoderConfig
+from splatlearn.encoders.base import PointEncoderConfig, calibrate
 from splatlearn.errors import UserError
 from splatlearn.structures import Points
-from splatlearn.tasks.base import LinearProbe, RawInputs, calibrate, check_inputs, dense, resolve_encoder
+from splatlearn.tasks.base import LinearProbe, RawInputs, check_inputs, dense, resolve_encoder
 from tasks import worlds
 
 

@@ -6,7 +6,7 @@ import torch
 
 from splatlearn.data.scene import Rejected, Source
 from splatlearn.engine.trainable import Progress
-from splatlearn.errors import BadData, UserError
+from splatlearn.errors import BadData, ConfigError, UserError
 from splatlearn.structures import Points
 from splatlearn.tasks.base import resolve_encoder
 from splatlearn.tasks.clouds import Cloud, CloudData, keep_for_tuning, keep_labels, thin_rows
@@ -147,6 +147,17 @@ class TestCloudData:
         with pytest.raises(BadData, match=r"patch\d: labels from -1 to 2; -1 \(ignored\) and 0 to 1 are allowed"):
             data.thin(scene_of(data))
 
+    def test_a_mended_cloud_is_seen_by_the_next_source(self, tmp_path):
+        found = []
+        for points in (30, 40):
+            for name in ("a", "b"):
+                xyz = np.random.default_rng(0).random((points, 3))
+                np.savez(tmp_path / f"{name}.npz", xyz=xyz, label=np.zeros(points, int))
+            data = CloudData(source=Source(name=str(tmp_path)), voxel=0.0)
+            found.append(sum(len(cloud.full) for split in ("train", "val") for cloud in data.each(split)))
+            assert data.thin(scene := scene_of(data)) is data.thin(scene)
+        assert found == [60, 80]
+
 
 class TestScores:
     def test_against_hand_count(self):
@@ -168,6 +179,27 @@ class TestScores:
         scores.update(torch.tensor([0, 1]), torch.tensor([-1, -1]))
         with pytest.raises(BadData, match="no point of the validation clouds is labelled"):
             scores.compute(["a", "b"])
+
+    @pytest.mark.parametrize(("strict", "warn_only"), [(False, False), (True, False), (True, True)])
+    def test_the_settings_of_determinism_come_back(self, strict, warn_only):
+        try:
+            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+            Scores(2).update(torch.tensor([0, 1]), torch.tensor([0, 1]))
+            assert torch.are_deterministic_algorithms_enabled() == strict
+            assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+class TestConfig:
+    def test_all_wrong_values_are_told_together(self):
+        with pytest.raises(ConfigError, match=r"voxel: zero or more .*; tuning: a share in \[0, 1\)"):
+            SegmentationConfig(voxel=-1, tuning=1.0)
+
+    @pytest.mark.parametrize("name", ["rows", "learning_rates", "finetune_learning_rate", "memory", "weight_decay"])
+    def test_each(self, name):
+        with pytest.raises(ConfigError, match=name):
+            SegmentationConfig(**{name: () if name == "learning_rates" else -1})
 
 
 class TestSegmentation:

@@ -80,6 +80,8 @@ class PatchConfig:
 class Patches(Reader):
     """A toy world."""
 
+    needs_path = False
+
     def __init__(self, config: PatchConfig, path: Path | None) -> None:
         self.config = config
         self.classes = CLASSES if config.named else ()

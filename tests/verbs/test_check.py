@@ -142,6 +142,23 @@ class TestOutput:
         assert written == json.loads(json.dumps(report.to_dict()))
         assert written["scenes"][0]["views"]["count"] == 12 and written["reader"] == "rgbd"
 
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"size": (0, 0)}, "--size: a width and height of 1 or more are needed, got 0,0"),
+            ({"gap": -5}, "--gap: 1 or more is needed, got -5"),
+        ],
+    )
+    def test_bad_numbers(self, recording, options, message):
+        with pytest.raises(UserError, match=message):
+            check(str(recording), data_options=RGBD, **options)
+
+    @pytest.mark.parametrize(("target", "message"), [("room", "this is a folder"), ("file/r.json", "file is a file")])
+    def test_a_report_that_cannot_be_written(self, recording, tmp_path, target, message):
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(UserError, match=f"--json .*{message}"):
+            check("never opened", json=tmp_path / target)
+
     @pytest.mark.parametrize("name", ["nowhere", "rooms.nothing"])
     def test_no_such_data(self, name):
         with pytest.raises(UserError, match=r"nowhere: no such file|no preset 'nothing'"):

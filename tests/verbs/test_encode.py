@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from splatlearn.data.scene import Rejected
 from splatlearn.encoders.base import PointEncoder
 from splatlearn.errors import UserError
 from splatlearn.tasks.base import resolve_encoder
@@ -54,6 +55,32 @@ class TestEncode:
         small = run(tmp_path / "s", data_options=options, encoder_options={"inputs": ["color"]}, size=(4, 3), every=2)
         assert set(small.files.values()) == {10}
 
+    def test_frames_that_cannot_be_read_are_left_out_and_listed(self, tmp_path, monkeypatch):
+        broken, read = {0}, worlds.FilmScene.frames
+
+        def frames(scene, views, size):
+            if broken & set(views):
+                raise Rejected("a file cannot be decoded", "film: 0.png: truncated")
+            return read(scene, views, size)
+
+        monkeypatch.setattr(worlds.FilmScene, "frames", frames)
+        options = {"data_options": {"film": True}, "encoder_options": {"inputs": ["color"]}}
+        result = run(tmp_path, **options)
+        assert dict(result.files) == {"film-000005.npy": 46, "film-000010.npy": 46}
+        manifest = json.loads((tmp_path / "encode.json").read_text())
+        assert manifest["skipped"] == {"film-000000.npy": "a file cannot be decoded (film: 0.png: truncated)"}
+        assert "left out 1 that cannot be read:\n  film-000000.npy: a file" in str(result)
+        broken |= {1, 2}
+        with pytest.raises(UserError, match=r"--data patches: nothing can be read: .*truncated"):
+            run(tmp_path / "none", **options)
+        assert not (tmp_path / "none").exists()
+
+    def test_a_cloud_is_read_once_to_look_and_once_to_encode(self, tmp_path, monkeypatch):
+        read, points = [], worlds.PatchScene.points
+        monkeypatch.setattr(worlds.PatchScene, "points", lambda scene: read.append(scene.name) or points(scene))
+        run(tmp_path)
+        assert sorted(read) == ["patch0", "patch0", "patch1", "patch1", "patch2", "patch2"]
+
     def test_nothing_is_overwritten(self, tmp_path):
         (tmp_path / "patch2.npy").write_bytes(b"mine")
         with pytest.raises(UserError, match=r"patch2.npy exist and are not overwritten"):
@@ -73,6 +100,11 @@ class TestEncode:
     def test_bad_arguments(self, tmp_path):
         with pytest.raises(UserError, match="--every: 1 or more"):
             run(tmp_path, every=0)
+        with pytest.raises(UserError, match="--size: a width and height of 1 or more"):
+            run(tmp_path, size=(0, 0))
+        (tmp_path / "file").write_bytes(b"mine")
+        with pytest.raises(UserError, match=r"--out .*file: this is a file; name a folder"):
+            run(tmp_path / "file")
         with pytest.raises(UserError, match="--device nonsense: not available"):
             run(tmp_path, device="nonsense")
 

@@ -2,14 +2,13 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from splatlearn import registry
 from splatlearn.config import to_options
-from splatlearn.encoders.weights import save_weights
 from splatlearn.engine.checkpoint import describe_encoder
 from splatlearn.errors import UserError
 from splatlearn.tasks.base import resolve_encoder
-from splatlearn.tasks.controls import Margin
 from splatlearn.verbs.evaluate import evaluate, evaluate_table
 from tasks import worlds
 
@@ -37,7 +36,7 @@ def exported(folder, seed=0):
     encoder = resolve_encoder("random:pointwise", {"width": 10}, seed=seed).encoder
     encoder.name = "pointwise"
     folder.mkdir()
-    save_weights(encoder, folder / "encoder.safetensors")
+    save_file(encoder.state_dict(), folder / "encoder.safetensors")
     (folder / "encoder.json").write_text(json.dumps(describe_encoder(encoder)))
     return folder
 
@@ -73,6 +72,12 @@ class TestEvaluate:
         assert (folder / "encoder.safetensors").read_bytes() == before
         assert (tmp_path / "probe" / "summary.json").exists()
 
+    def test_values_typed_in_words_continue_a_run(self, tmp_path):
+        first = run(run=tmp_path / "probe", data_options={"scenes": 6})
+        typed = {name: str(value) for name, value in FAST.items()}
+        again = run(run=tmp_path / "probe", data_options={"scenes": "6"}, task_options=typed)
+        assert again.metrics == first.metrics
+
     def test_global_generator_is_left_alone_by_new_weights(self):
         torch.manual_seed(0)
         first = run().metrics
@@ -95,6 +100,16 @@ class TestEvaluate:
     def test_bad_input(self, changes, message, tmp_path):
         with pytest.raises(UserError, match=message):
             run(json=tmp_path / "result.json", **changes)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_result_that_cannot_be_written_is_told_before_the_work(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("splatlearn.tasks.evaluation.find_encoder", None)
+        with pytest.raises(UserError, match=r"--json .*: this is a folder; name a file"):
+            run(json=tmp_path)
+
+    def test_one_of_several_processes_writes(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("splatlearn.engine.runtime.is_main", lambda: False)
+        run(json=tmp_path / "result.json")
         assert not list(tmp_path.iterdir())
 
     def test_unknown_task(self):
@@ -133,26 +148,7 @@ class TestTable:
         one, two = exported(tmp_path / "one"), exported(tmp_path / "two")
         facts = json.loads((two / "encoder.json").read_text())
         other = registry.encoders.create("pointwise", {"width": 7})
-        save_weights(other, two / "encoder.safetensors")
+        save_file(other.state_dict(), two / "encoder.safetensors")
         (two / "encoder.json").write_text(json.dumps({**facts, "options": to_options(other.config)}))
         with pytest.raises(UserError, match="different encoders"):
             evaluate_table([one, two], data="patches")
-
-
-class TestMargin:
-    def test_clear(self):
-        margin = Margin((40.0, 42.0), (30.0, 32.0), (36.0, 37.0))
-        assert margin.clear and (margin.over_random, margin.over_raw) == (10.0, 4.5)
-        assert str(margin).startswith("A clear margin: +10.0 mIoU over random")
-
-    @pytest.mark.parametrize(
-        "margin",
-        [
-            Margin((40.0, 42.0), (33.0, 34.0), (36.0, 37.0)),  # 7.5 over random
-            Margin((40.0, 42.0), (30.0, 32.0), (38.0, 39.0)),  # 2.5 over raw
-            Margin((36.0, 50.0), (30.0, 32.0), (36.5, 37.0)),  # one bad seed
-        ],
-    )
-    def test_not_clear(self, margin):
-        assert not margin.clear
-        assert str(margin).startswith("NOT a clear margin")

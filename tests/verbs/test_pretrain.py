@@ -9,12 +9,14 @@ import torch
 import yaml
 
 from splatlearn import registry
-from splatlearn.cli import main
+from splatlearn.cli import main, parse
 from splatlearn.data.scene import Scene, Source
 from splatlearn.encoders.base import PointEncoder
 from splatlearn.engine.checkpoint import load_encoder
 from splatlearn.engine.trainable import Progress, Recipe, Step
 from splatlearn.structures import Batch, Points
+from splatlearn.verbs import verb
+from splatlearn.verbs.pretrain import plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +108,11 @@ def test_the_run_folder_is_complete(finished):
     names = {path.name for path in finished.iterdir()}
     assert {"config.yaml", "log.jsonl", "summary.json", "report.html", "checkpoints"} <= names
     settings = yaml.safe_load((finished / "config.yaml").read_text())
-    assert (settings["recipe"], settings["preset"], settings["seed"]) == ("guess", "tiny", 0)
+    assert (settings["recipe"], settings["preset"], settings["train"]["seed"]) == ("guess", "tiny", 0)
     assert settings["encoder"]["name"] == "sparse_unet.tiny"
     assert settings["encoder"]["options"]["voxel"] > 0
-    assert settings["data"] == {"name": "rooms.tiny", "options": {}}
+    assert settings["data"]["name"] == "rooms.tiny"
+    assert settings["data"]["options"]["frames"] == 12
     assert settings["recipe_options"] == {"points": 30}
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["metrics"]["baseline/copy"] == 0.5
@@ -134,6 +137,35 @@ def test_its_config_file_does_it_again(finished, tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_flags_win_over_its_config_file(finished):
+    file = ["--config", str(finished / "config.yaml"), "--run", "other"]
+    jobs = []
+    for words in (["--train.seed", "5"], ["--seed", "5"], ["--encoder", "pointnet2.tiny"]):
+        (name,), given = parse(verb("pretrain"), [*file, *words])
+        del given["run"]
+        jobs.append(plan(name, **given).settings)
+    assert jobs[0] == jobs[1]
+    assert (jobs[0]["train"]["seed"], jobs[0]["train"]["steps"]) == (5, 3)
+    assert (
+        jobs[2]["encoder"]
+        == plan("guess", preset="tiny", data="rooms.tiny", encoder="pointnet2.tiny").settings["encoder"]
+    )
+
+
+def test_a_home_folder_is_expanded(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert pretrain("~/run") == 0
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_the_report_shows_the_averaged_weights(recipe, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(Guess, "preview", lambda self, batch: shown.append(self.student.state_dict()) or {})
+    assert pretrain(tmp_path / "run", "--train.ema", "0.9") == 0
+    exported = load_encoder(tmp_path / "run").state_dict()
+    assert all(torch.equal(value, shown[0][name]) for name, value in exported.items())
+
+
 def test_starts_from_the_weights_of_a_run(finished, tmp_path):
     learnt = load_encoder(finished).state_dict()
     run = tmp_path / "second"
@@ -153,6 +185,7 @@ def test_starts_from_the_weights_of_a_run(finished, tmp_path):
         (["--data", "nowhere"], "--data nowhere"),
         (["--seed", "x"], "--seed: int expected, got 'x'"),
         (["--train.batch", "0"], "batch"),
+        (["--steps", "0"], "--steps: 1 or more is needed, got 0"),
     ],
 )
 def test_bad_settings_leave_nothing_behind(recipe, tmp_path, capsys, words, message):

@@ -87,11 +87,6 @@ def transform_cameras(cameras: Cameras, transform: Tensor) -> Cameras:
     return replace(cameras, world_to_camera=moved.to(pose.dtype))
 
 
-def transform_frames(frames: Frames, transform: Tensor) -> Frames:
-    """Frames in the new world: the cameras move, images and depth stay."""
-    return replace(frames, cameras=transform_cameras(frames.cameras, transform))
-
-
 def transform_points(points: Points, transform: Tensor) -> Points:
     """Points in the new world; `normal` turns and mirrors with them and stays of unit length (zeros stay zero)."""
     linear, shift = _parts(transform, points.xyz)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from splatlearn.data.folders import GLANCE, walk
 from splatlearn.data.scene import Reader, Scene
-from splatlearn.errors import BadData, nearest
+from splatlearn.errors import BadData, ConfigError, nearest
 from splatlearn.registry import readers
 from splatlearn.structures import Points
 
@@ -46,6 +46,10 @@ class PointceptConfig:
     ignore: tuple[int, ...] = ()
     up: Literal["known", "unknown"] = "known"
     max_scenes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_scenes is not None and self.max_scenes < 1:
+            raise ConfigError(f"max_scenes: 1 or more is needed, got {self.max_scenes}")
 
 
 class CloudScene(Scene):
@@ -243,10 +247,11 @@ def _raise(path: Path, name: str, error: Exception) -> int:
 
 
 def _unit_color(color: np.ndarray) -> Tensor:
-    """(N 3) in [0, 1]: integers, and floats that exceed 1.5, are taken as 0 to 255."""
+    """(N 3) in [0, 1]: integers, and floats that exceed 1.5, are taken as 0 to 255. What is not finite is NaN."""
     values = torch.from_numpy(color.astype(np.float32))
-    scaled = color.dtype.kind in "iu" or (len(color) and float(color.max()) > 1.5)
-    return (values / 255 if scaled else values).clamp(0, 1)
+    finite = torch.isfinite(values)
+    scaled = color.dtype.kind in "iu" or bool((values[finite] > 1.5).any())
+    return (values / 255 if scaled else values).clamp(0, 1).where(finite, torch.nan)
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:

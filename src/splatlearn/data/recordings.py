@@ -3,10 +3,12 @@
 Nothing is decoded here. Poses on disk are camera-to-world, metres, OpenCV axes in every layout below.
 """
 
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,13 +22,16 @@ _NUMBER = re.compile(r"(\d+)")
 
 
 class Entry(NamedTuple):
-    """The files of one frame; `None` where one is missing. `pose` is a 4x4 text file, or the matrix itself."""
+    """The files of one frame, relative to the recording; `None` where one is missing.
+
+    Plain strings, since data sets have millions of frames. `pose` is a 4x4 text file, or the matrix itself.
+    """
 
     name: str
     frame: int
-    color: Path
-    depth: Path | None
-    pose: Path | np.ndarray | None
+    color: str
+    depth: str | None
+    pose: str | np.ndarray | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +48,7 @@ class Listing:
             and no file says so; None otherwise.
         z_up: whether the source's world is +z up.
         split: `train`, `val`, or empty where the source says nothing.
+        notes: what the source has that this package does not undo, in sentences for people.
     """
 
     entries: tuple[Entry, ...]
@@ -53,6 +59,7 @@ class Listing:
     assumed_size: tuple[int, int] | None = None
     z_up: bool = False
     split: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Layout(ABC):
@@ -100,11 +107,10 @@ class SevenScenes(Layout):
         entries = []
         colors = _files(folder, COLOR_SUFFIXES, lambda stem: stem.endswith(".color"))
         depths = _files(folder, DEPTH_SUFFIXES, lambda stem: stem.endswith(".depth"))
+        poses = _files(folder, (".txt",), lambda stem: stem.endswith(".pose"))
         for stem, color in colors.items():
             name = stem.removesuffix(".color")
-            pose = folder / f"{name}.pose.txt"
-            depth = depths.get(f"{name}.depth")
-            entries.append(Entry(name, _index(name), color, depth, pose if pose.exists() else None))
+            entries.append(Entry(name, _index(name), color, depths.get(f"{name}.depth"), poses.get(f"{name}.pose")))
         files = [folder / "camera-intrinsics.txt", folder.parent / "camera-intrinsics.txt"]
         matrix = intrinsics if intrinsics is not None else _first_matrix(files)
         return Listing(
@@ -131,11 +137,11 @@ class ScanNet(Layout):
 
     def listing(self, folder: Path, intrinsics: np.ndarray | None) -> Listing:
         """Frames by number, whatever the zero padding and the stride of the export."""
-        depths = {_index(stem): path for stem, path in _files(folder / "depth", DEPTH_SUFFIXES).items()}
-        poses = {_index(stem): path for stem, path in _files(folder / "pose", (".txt",)).items()}
+        depths = {_index(stem): f"depth/{file}" for stem, file in _files(folder / "depth", DEPTH_SUFFIXES).items()}
+        poses = {_index(stem): f"pose/{file}" for stem, file in _files(folder / "pose", (".txt",)).items()}
         entries = [
-            Entry(stem, _index(stem), color, depths.get(_index(stem)), poses.get(_index(stem)))
-            for stem, color in _files(folder / "color", COLOR_SUFFIXES).items()
+            Entry(stem, _index(stem), f"color/{file}", depths.get(_index(stem)), poses.get(_index(stem)))
+            for stem, file in _files(folder / "color", COLOR_SUFFIXES).items()
         ]
         color, depth = (self._matrix(folder, kind) for kind in ("color", "depth"))
         matrix = intrinsics if intrinsics is not None else color
@@ -162,12 +168,18 @@ class Tum(Layout):
     """TUM RGB-D (`rgb.txt`, `depth.txt`, `groundtruth.txt`): streams joined by time stamps, within 20 ms.
 
     The depth images are registered to colour with the sensor driver's own camera, 525 px and (319.5, 239.5) at
-    integer centres, which the data set's authors recommend for its clouds. The motion-capture world is z-up.
+    integer centres, which the data set's authors recommend for its clouds, without undoing the lens distortion of
+    freiburg1 and freiburg2, since that of registered depth cannot be undone. The motion-capture world is z-up.
     """
 
     expects = "rgb.txt, depth.txt, groundtruth.txt"
     nominal = np.array([[525.0, 0, 319.5], [0, 525, 239.5], [0, 0, 1]])
     window = 0.02
+    rectified = "freiburg3"
+    distorted = (
+        "lens distortion is not removed: colour and depth are taken as a pinhole's, as the authors of TUM RGB-D "
+        "recommend; only freiburg3 has none"
+    )
 
     def matches(self, folder: Path) -> bool:
         """The two image lists are there."""
@@ -175,19 +187,19 @@ class Tum(Layout):
 
     def listing(self, folder: Path, intrinsics: np.ndarray | None) -> Listing:
         """Frames by rank in `rgb.txt`; the nearest depth image and pose of each."""
-        colors, depths = _table(folder / "rgb.txt", 2), _table(folder / "depth.txt", 2)
         truth = folder / "groundtruth.txt"
-        poses = _table(truth, 8) if truth.is_file() else []
-        depth_at, pose_at = self._match(colors, depths), self._match(colors, poses)
+        colors, depths = _stream(folder / "rgb.txt", 2), _stream(folder / "depth.txt", 2)
+        poses = _stream(truth, 8) if truth.is_file() else _Stream(np.zeros(0), [])
+        depth_at, pose_at = (nearest_in_time(colors.times, s.times, self.window) for s in (depths, poses))
         entries = [
             Entry(
                 name=Path(row[1]).stem,
                 frame=frame,
-                color=folder / row[1],
-                depth=None if depth_at[frame] < 0 else folder / depths[depth_at[frame]][1],
-                pose=None if pose_at[frame] < 0 else _quaternion_pose(poses[pose_at[frame]], truth),
+                color=row[1],
+                depth=None if depth < 0 else depths.rows[depth][1],
+                pose=None if pose < 0 else _quaternion_pose(poses.rows[pose], truth),
             )
-            for frame, row in enumerate(colors)
+            for frame, (row, depth, pose) in enumerate(zip(colors.rows, depth_at, pose_at))
         ]
         return Listing(
             entries=tuple(entries),
@@ -197,14 +209,8 @@ class Tum(Layout):
             depth_scale=1 / 5000,
             assumed_size=(640, 480) if intrinsics is None else None,
             z_up=True,
+            notes=() if self.rectified in folder.resolve().name else (self.distorted,),
         )
-
-    def _match(self, rows: list[list[str]], others: list[list[str]]) -> list[int]:
-        times, candidates = (np.array([float(row[0]) for row in part]) for part in (rows, others))
-        if not len(candidates):
-            return [-1] * len(rows)
-        gaps = np.abs(times[:, None] - candidates[None])
-        return np.where(gaps.min(1) <= self.window, gaps.argmin(1), -1).tolist()
 
 
 LAYOUTS: dict[str, Layout] = {"7scenes": SevenScenes(), "scannet": ScanNet(), "tum": Tum()}
@@ -243,6 +249,24 @@ def check_intrinsics(matrix: np.ndarray, source: object) -> np.ndarray:
     return matrix
 
 
+def nearest_in_time(times: np.ndarray, candidates: np.ndarray, window: float) -> list[int]:
+    """For each time the row of the nearest candidate, the earlier of two equally near; -1 beyond `window` seconds.
+
+    Args:
+        times: (N) seconds, in any order.
+        candidates: (M) seconds, in any order.
+        window: seconds.
+    """
+    if not len(candidates):
+        return [-1] * len(times)
+    order = np.argsort(candidates, kind="stable")
+    later = np.searchsorted(candidates, times, sorter=order).clip(max=len(order) - 1)
+    earlier = (later - 1).clip(min=0)
+    gaps = np.abs(candidates[order[[earlier, later]]] - times)
+    found = np.where(gaps[0] <= gaps[1], order[earlier], order[later])
+    return np.where(gaps.min(0) <= window, found, -1).tolist()
+
+
 def read_matrix(path: Path) -> np.ndarray:
     """Numbers of a text file as (rows, columns).
 
@@ -253,11 +277,12 @@ def read_matrix(path: Path) -> np.ndarray:
     return np.array([row for row in rows if row], dtype=np.float64)
 
 
-def _files(folder: Path, suffixes: tuple[str, ...], keep: Callable[[str], bool] = bool) -> dict[str, Path]:
+def _files(folder: Path, suffixes: tuple[str, ...], keep: Callable[[str], bool] = bool) -> dict[str, str]:
+    """Stem -> file name, sorted."""
     if not folder.is_dir():
         return {}
-    found = (p for p in folder.iterdir() if p.suffix.lower() in suffixes and keep(p.stem))
-    return {p.stem: p for p in sorted(found)}
+    parts = ((*os.path.splitext(name), name) for name in sorted(os.listdir(folder)))
+    return {stem: name for stem, suffix, name in parts if suffix.lower() in suffixes and keep(stem)}
 
 
 def _index(name: str) -> int:
@@ -294,12 +319,30 @@ def _seven_scenes_split(folder: Path) -> str:
     return ""
 
 
-def _table(path: Path, columns: int) -> list[list[str]]:
-    rows = [line.split() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+class _Stream(NamedTuple):
+    """A list of TUM: time stamps (N) in seconds, and the words of its rows."""
+
+    times: np.ndarray
+    rows: list[list[str]]
+
+
+def _stream(path: Path, columns: int) -> _Stream:
+    rows = [line.split() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    rows = [row for row in rows if not row[0].startswith("#")]
     wrong = next((row for row in rows if len(row) < columns), None)
     if wrong is not None:
         raise BadData(f"{path}: {columns} columns expected in every row, got {' '.join(wrong)!r}")
-    return rows
+    wrong = next((row for row in rows if not _is_time(row[0])), None)
+    if wrong is not None:
+        raise BadData(f"{path}: a time stamp in seconds expected first in every row, got {' '.join(wrong)!r}")
+    return _Stream(np.array([float(row[0]) for row in rows]), rows)
+
+
+def _is_time(word: str) -> bool:
+    try:
+        return isfinite(float(word))
+    except ValueError:
+        return False
 
 
 def _quaternion_pose(row: list[str], source: Path) -> np.ndarray:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from splatlearn.data.folders import GLANCE
-from splatlearn.data.frame_filter import FrameFiles, usable_frames
+from splatlearn.data.frame_filter import usable_frames
 from splatlearn.data.imagery import (
     UnreadableImage,
     gather_depth,
@@ -73,6 +73,10 @@ class RgbdConfig:
         _parse_up(self.up)
         if self.stride < 1 or (self.max_frames is not None and self.max_frames < 2):
             raise ValueError(f"stride >= 1 and max_frames >= 2 expected, got {self.stride} and {self.max_frames}")
+        for name in ("depth_scale", "max_depth"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: above zero, or none, expected, got {value}")
 
 
 class RgbdScene(Scene):
@@ -95,23 +99,25 @@ class RgbdScene(Scene):
         self.name, self.folder, self.split = name, folder, listing.split
         entries = listing.entries[:: config.stride][: config.max_frames]
         self._depth_scale = listing.depth_scale if config.depth_scale is None else config.depth_scale
-        self._frames, self.skipped = usable_frames(folder, entries, listing, self._depth_scale)
-        self._size, self._depth_size = self._frames[0].color_size, self._frames[0].depth_size
+        self._table, self.skipped = usable_frames(folder, entries, listing, self._depth_scale)
+        self._size, self._depth_size = self._table.color_size, self._table.depth_size
         self._max_depth = config.max_depth or np.inf
+        for text in listing.notes:
+            self._note(text)
         self._set_intrinsics(listing, config)
         self._set_world(listing, config)
 
     @cached_property
     def cameras(self) -> Cameras:
         """All V cameras at the native colour size."""
-        poses = self.world_from_source @ np.stack([f.pose for f in self._frames])
+        poses = self.world_from_source @ self._table.poses
         intrinsics = np.broadcast_to(self._intrinsics, (len(poses), 3, 3))
         return Cameras(
             world_to_camera=_float32(np.linalg.inv(poses)),
             intrinsics=_float32(intrinsics),
             width=self._size[0],
             height=self._size[1],
-            attributes={"frame": torch.tensor([f.frame for f in self._frames])},
+            attributes={"frame": torch.from_numpy(self._table.frame.copy())},
         )
 
     def frames(self, views: Sequence[int], size: tuple[int, int]) -> Frames:
@@ -121,7 +127,7 @@ class RgbdScene(Scene):
             Rejected: a file cannot be decoded, or a depth image is empty.
         """
         index = torch.as_tensor(list(views), dtype=torch.int64)
-        images = [self._read(v, lambda f: read_color(f.color, size), "color") for v in views]
+        images = [self._read(v, "color", lambda path: read_color(path, size)) for v in views]
         depths = [self.depth(v, size) for v in views]
         stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
         return Frames(
@@ -132,7 +138,7 @@ class RgbdScene(Scene):
 
     def images(self, views: Sequence[int]) -> list[Tensor]:
         """Photographs (3 H W) at their native size."""
-        arrays = [self._read(v, lambda f: read_color(f.color), "color") for v in views]
+        arrays = [self._read(v, "color", read_color) for v in views]
         return [torch.from_numpy(a.copy()).permute(2, 0, 1).float() / 255 for a in arrays]
 
     def depth(self, view: int, size: tuple[int, int]) -> np.ndarray:
@@ -141,21 +147,21 @@ class RgbdScene(Scene):
         Raises:
             Rejected: the file cannot be decoded, or holds no depth.
         """
-        native = self._read(view, lambda f: read_depth(f.depth, self._depth_scale), "depth")
+        native = self._read(view, "depth", lambda path: read_depth(path, self._depth_scale))
         if not native.any():
-            raise Rejected(f"{self.name}: {self._frames[view].depth.name}: no pixel has depth")
+            raise Rejected("no pixel has depth", f"{self.name}: {self._table.file('depth', view).name}")
         scale = np.array([size[0] / self._size[0], size[1] / self._size[1], 1])
         target = self._intrinsics * scale[:, None]
         rows, columns = resample_indices(self._depth_intrinsics, target, self._depth_size, size)
         depth = gather_depth(native, rows, columns)
         return np.where(depth <= self._max_depth, depth, np.float32(0))
 
-    def _read(self, view: int, read: Callable[[FrameFiles], T], kind: Literal["color", "depth"]) -> T:
-        frame = self._frames[view]
+    def _read(self, view: int, kind: Literal["color", "depth"], read: Callable[[Path], T]) -> T:
+        path = self._table.file(kind, view)
         try:
-            return read(frame)
+            return read(path)
         except UnreadableImage as error:
-            raise Rejected(f"{self.name}: {getattr(frame, kind).name}: {error}") from error
+            raise Rejected("an image cannot be read", f"{self.name}: {path.name}: {error}") from error
 
     def _set_intrinsics(self, listing: Listing, config: RgbdConfig) -> None:
         rule = listing.pixel_center if config.pixel_center == "auto" else config.pixel_center
@@ -180,14 +186,17 @@ class RgbdScene(Scene):
         certainty: Certainty = "estimated" if isinstance(wish, str) else "known"
         self.up = "unknown" if found is None else certainty
         if found is None:
-            self.notes = ("up could not be estimated: the cameras share no down axis; give --data.up x,y,z",)
-            log.warning("%s: %s", self.name, self.notes[0])
+            self._note("up could not be estimated: the cameras share no down axis; give --data.up x,y,z")
             return
-        self.world_from_source, self.notes = found.world_from_source, (found.text,)
-        log.info("%s: %s", self.name, found.text)
+        self.world_from_source = found.world_from_source
+        self._note(found.text, logging.INFO)
+
+    def _note(self, text: str, level: int = logging.WARNING) -> None:
+        self.notes = (*self.notes, text)
+        log.log(level, "%s: %s", self.name, text)
 
     def _estimate(self, up: np.ndarray | None) -> Orientation | None:
-        poses = np.stack([f.pose for f in self._frames])
+        poses = self._table.poses
         count = min(_ORIENTATION_FRAMES, len(poses))
         grids = []
         for view in np.unique(np.linspace(0, len(poses) - 1, count).round().astype(int)):

@@ -1,4 +1,4 @@
-"""What is drawn from scenes: splits, groups of nearby views, overlap, crops and grids of clouds.
+"""What is drawn from scenes: splits, groups of nearby views, overlap, masks, crops of clouds.
 
 Legend: V views, P groups of views, N points, H W pixels. Metres, world. Everything random comes from the generator
 that is passed in.
@@ -29,9 +29,8 @@ def split_scenes(scenes: Sequence[Scene], split: str, *, seed: int = 0, share: f
     """Scenes of one split; `train` and `val` have nothing in common.
 
     The source's own split is taken where every scene states one and both occur (`test` stands in for a missing
-    `val`). Otherwise five scenes or more are
-    split whole, at random by `seed`; of fewer, the last fifth of the views and of the floor area is held out
-    (`ScenePart`).
+    `val`). Otherwise five scenes or more are split whole, at random by `seed`; of fewer, the last fifth of the views
+    and of the floor area is held out (`ScenePart`).
 
     Args:
         scenes: in a fixed order.
@@ -246,7 +245,23 @@ def require_overlap(frames: Frames, inputs: int, minimum: float, name: str) -> N
     for a, b in pairwise(range(inputs)):
         shared = min(overlap(frames, a, b), overlap(frames, b, a))
         if shared < minimum:
-            raise Rejected(f"{name}: {shared:.0%} overlap, at least {minimum:.0%} expected")
+            raise Rejected("too little overlap", f"{name}: {shared:.0%}, at least {minimum:.0%} expected")
+
+
+def draw_mask(valid: Tensor, ratio: float, rng: np.random.Generator) -> Tensor:
+    """Keeps exactly `1 - ratio` of the valid pixels of every view, at random (GS3 3.4).
+
+    Args:
+        valid: (V H W) bool.
+        ratio: share to hide.
+
+    Returns:
+        (V H W) bool.
+    """
+    score = torch.from_numpy(rng.random(valid.shape, dtype=np.float32)).masked_fill(~valid, 2.0).flatten(1)
+    keep = ((1 - ratio) * valid.flatten(1).sum(1)).round().long()
+    rank = score.argsort(1).argsort(1)
+    return (rank < keep[:, None]).view(valid.shape)
 
 
 def crop_nearest(points: Points, count: int, rng: np.random.Generator) -> Points:

@@ -3,10 +3,11 @@
 Legend: V views, H W pixels. Metres, world, +z up. An image size is (width, height) everywhere.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -15,15 +16,29 @@ import torch
 from torch import Tensor
 
 from splatlearn import registry
+from splatlearn.config import to_options
 from splatlearn.errors import BadData, MissingData, nearest
 from splatlearn.structures import Batch, Boxes, Cameras, Frames, Gaussians, Points
 
 B_co = TypeVar("B_co", bound=Batch, covariant=True)
 Certainty = Literal["known", "estimated", "unknown"]
+log = logging.getLogger("splatlearn")
 
 
 class Rejected(Exception):
-    """A sample that could not be drawn (too little overlap, no depth...); its position is drawn again."""
+    """A sample that could not be drawn; its position is drawn again.
+
+    Args:
+        kind: what is wrong, the same words for every such sample: samples are counted by it.
+        detail: where, and by how much (`SCENE: FILE: why`, numbers).
+    """
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(kind, detail)
+        self.kind, self.detail = kind, detail
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.detail})" if self.detail else self.kind
 
 
 class Skipped(NamedTuple):
@@ -85,10 +100,14 @@ class Reader(ABC):
     """Finds the scenes of one disk format. Built as `Reader(config, path)`; register it in `registry.readers`.
 
     Attributes:
+        config: what it was built with.
+        needs_path: whether it reads a folder or file; a world that makes itself does not, and gets `path=None`.
         classes: names of the label ids 0, 1, ...; empty where the data says none.
         skipped: scenes that could not be used, with reasons; complete after `scenes()`.
     """
 
+    config: Any
+    needs_path: bool = True
     classes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
 
@@ -110,8 +129,10 @@ class Reader(ABC):
 class Source:
     """Where data comes from: a reader's name (a world that makes itself) or a path, and the reader's options.
 
+    Reader and scenes are found once and kept as long as the source; another source of the same name looks again.
+
     Args:
-        name: `rooms`, `rooms.tiny`, or a path.
+        name: `rooms`, `rooms.tiny`, or a path. A world's name comes before a folder of that name (`./rooms`).
         options: options of the reader's config; `reader` forces a reader for a path.
     """
 
@@ -119,16 +140,42 @@ class Source:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def reader(self) -> Reader:
-        """The reader, made once per process.
+        """The reader.
 
         Raises:
             BadData: no such name or path, or no reader takes the path.
         """
-        return _open(self.name, _freeze(self.options))
+        return self._reader
 
     def scenes(self) -> list[Scene]:
-        """The scenes, found once per process."""
-        return _scenes(self.name, _freeze(self.options))
+        """The scenes."""
+        return self._scenes
+
+    def resolved(self) -> dict[str, Any]:
+        """The options with every default of the reader, as plain data; `reader` where it is forced."""
+        forced = {"reader": self.options["reader"]} if self.options.get("reader") else {}
+        return forced | to_options(self._chosen.config)
+
+    @cached_property
+    def memory(self) -> dict[Any, Any]:
+        """What users of the scenes want to keep as long as the source, such as prepared clouds; one a process."""
+        return {}
+
+    @cached_property
+    def _chosen(self) -> "_Chosen":
+        return _choose(self.name, self.options)
+
+    @cached_property
+    def _reader(self) -> Reader:
+        cls, config, path = self._chosen
+        return cls(config, path)
+
+    @cached_property
+    def _scenes(self) -> list[Scene]:
+        return self._reader.scenes()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "options": self.options}
 
 
 class Data(Protocol[B_co]):
@@ -147,30 +194,65 @@ class Data(Protocol[B_co]):
         ...
 
 
-def _freeze(options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple((key, tuple(v) if isinstance(v, list) else v) for key, v in sorted(options.items()))
+def require_known(scenes: Sequence[Scene], quantity: Literal["up", "metric"], why: str) -> None:
+    """Refuses scenes whose up axis or unit nobody knows.
+
+    Args:
+        scenes: what is to be used.
+        quantity: what is needed of them.
+        why: who needs it, for the message.
+
+    Raises:
+        BadData: it is unknown of some scene, with what to do.
+    """
+    unknown = [scene.name for scene in scenes if getattr(scene, quantity) == "unknown"]
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        what, advice = {
+            "up": ("the up axis", "give --data.up x,y,z (the source's vector that points up), or --data.up known"),
+            "metric": ("the unit", "give data in metres"),
+        }[quantity]
+        raise BadData(f"{why}, but {what} of {', '.join(unknown[:3])}{more} is unknown; {advice}")
 
 
-@lru_cache(maxsize=8)
-def _scenes(name: str, options: tuple[tuple[str, Any], ...]) -> list[Scene]:
-    return _open(name, options).scenes()
+class _Chosen(NamedTuple):
+    """The class that reads a source, and what it is built with."""
+
+    cls: Any
+    config: Any
+    path: Path | None
 
 
-@lru_cache(maxsize=8)
-def _open(name: str, options: tuple[tuple[str, Any], ...]) -> Reader:
+def _choose(name: str, options: Mapping[str, Any]) -> _Chosen:
     rest = dict(options)
-    reader, path = rest.pop("reader", None), Path(name).expanduser()
-    if not path.exists():
-        if name.partition(".")[0] in registry.readers.families():
-            config = registry.readers.config(name, rest, where="data")
-            return registry.readers.family(name).cls(config, None)
-        known = registry.readers.families()
-        raise BadData(
-            f"--data {name}: no such file or folder, and no world of that name{nearest(name, known)} "
-            f"(names: {', '.join(known)})"
-        )
-    family = reader or _detect(path)
-    return registry.readers.family(family).cls(registry.readers.config(family, rest, where="data"), path)
+    family, path = rest.pop("reader", None), Path(name).expanduser()
+    world = not family and _is_world(name, path)
+    if not world and not path.exists():
+        raise _absent(name)
+    if world and path.exists():
+        log.warning("--data %s: the world of this name is taken; the folder is ./%s", name, name)
+    family = name if world else family or _detect(path)
+    config = registry.readers.config(family, rest, where="data")
+    return _Chosen(registry.readers.family(family).cls, config, None if world else path)
+
+
+def _is_world(name: str, path: Path) -> bool:
+    """A world's name, with a preset that it has; one that it lacks may still be the name of a folder."""
+    family, _, preset = name.partition(".")
+    if family not in registry.readers.families() or registry.readers.family(family).cls.needs_path:
+        return False
+    return not preset or preset in registry.readers.presets(family) or not path.exists()
+
+
+def _absent(name: str) -> BadData:
+    families = registry.readers.families()
+    worlds = [family for family in families if not registry.readers.family(family).cls.needs_path]
+    if (family := name.partition(".")[0]) in families:
+        return BadData(f"--data {name}: {family} reads files: give their path (and --data.reader {family} to force it)")
+    return BadData(
+        f"--data {name}: no such file or folder, and no world of that name{nearest(name, worlds)} "
+        f"(worlds: {', '.join(worlds)})"
+    )
 
 
 def _detect(path: Path) -> str:

@@ -4,11 +4,12 @@ Legend: N points, M tokens of a level, C channels, B items. Metres, world.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from splatlearn.errors import UserError
 from splatlearn.structures import Points, Tokens
@@ -44,10 +45,6 @@ class PointEncoderConfig:
     """
 
     inputs: tuple[str, ...] = ("color",)
-
-    def precompute(self, points: Points) -> Points:
-        """Work on a sample that a loader worker can do ahead (neighbours); `forward` does it when absent."""
-        return points
 
 
 INPUT_CHANNELS = {"color": 3, "normal": 3, "intensity": 1, "height": 1, "opacity": 1, "quaternion": 4, "scale": 3}
@@ -123,3 +120,26 @@ class PointEncoder(Encoder, ABC):
     def forward(self, points: Points) -> PointFeatures:
         """Encodes packed clouds; items do not see each other."""
         return self.encode(self.embed(points), points)
+
+
+def calibrate(encoder: PointEncoder, batches: Iterable[Points]) -> int:
+    """Sets the batch-norm statistics to the mean over the batches, without gradient or labels.
+
+    Returns:
+        The number of batches that were used.
+    """
+    norms = [module for module in encoder.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches
+    was_training, used = encoder.training, 0
+    encoder.train()
+    with torch.no_grad():
+        for points in batches:
+            encoder(points)
+            used += 1
+    encoder.train(was_training)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    return used

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from math import inf
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from splatlearn.config import require
 from splatlearn.encoders.base import PointEncoder, PointEncoderConfig, PointFeatures, input_channels, stack_inputs
 from splatlearn.errors import UserError
 from splatlearn.ops.neighbors import ball_query, farthest_point_sampling, hashed_order, interpolate, three_nearest
@@ -48,17 +50,25 @@ class PointNet2Config(PointEncoderConfig):
     norm_momentum: float = 0.1
 
     def __post_init__(self) -> None:
-        sizes = {len(self.samples), len(self.radii), len(self.neighbors), len(self.widths), len(self.up_widths)}
-        if len(sizes) != 1 or 0 in sizes:
-            raise UserError(
-                "pointnet2: samples, radii, neighbors, widths and up_widths need one entry per level; got "
-                f"{len(self.samples)}, {len(self.radii)}, {len(self.neighbors)}, {len(self.widths)}, "
-                f"{len(self.up_widths)}"
+        per_level = {name: getattr(self, name) for name in ("samples", "radii", "neighbors", "widths", "up_widths")}
+        sizes = [len(values) for values in per_level.values()]
+        rules = {
+            f"{', '.join(per_level)}: one entry per level is needed, got {', '.join(map(str, sizes))}": (
+                len(set(sizes)) == 1 and sizes[0] > 0
+            ),
+            f"radii: metres above zero are needed, got {self.radii}": all(0 < radius < inf for radius in self.radii),
+            f"power: 1 or 2 is allowed, got {self.power}": self.power in (1, 2),
+            f"norm_momentum: a share in (0, 1] is needed, got {self.norm_momentum}": 0 < self.norm_momentum <= 1,
+        }
+        for name in ("samples", "neighbors"):
+            numbers = per_level[name]
+            rules[f"{name}: 1 or more are needed, got {numbers}"] = all(number >= 1 for number in numbers)
+        for name in ("widths", "up_widths"):
+            levels = per_level[name]
+            rules[f"{name}: a layer or more of 1 or more channels a level are needed, got {levels}"] = all(
+                level and min(level) >= 1 for level in levels
             )
-        if min(self.samples) < 1 or min(self.neighbors) < 1 or min(self.radii) <= 0 or self.power not in (1, 2):
-            raise UserError("pointnet2: samples, neighbors and radii must be positive, power 1 or 2")
-        if min(map(len, self.widths + self.up_widths)) < 1:
-            raise UserError("pointnet2: every level of widths and up_widths needs one layer or more")
+        require(rules)
 
 
 class Layer(nn.Module):

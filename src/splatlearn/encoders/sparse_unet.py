@@ -6,11 +6,13 @@ Legend: N points, M voxels of a level, C channels. Metres, world.
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from math import inf
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from splatlearn.config import require
 from splatlearn.encoders.base import PointEncoder, PointEncoderConfig, PointFeatures, input_channels, stack_inputs
 from splatlearn.errors import UserError
 from splatlearn.ops.norm import PackedBatchNorm
@@ -58,17 +60,23 @@ class SparseUNetConfig(PointEncoderConfig):
     norm_momentum: float = 0.1
 
     def __post_init__(self) -> None:
-        if len(self.channels) != len(self.layers) or len(self.channels) % 2 or not self.channels:
-            raise UserError(
-                "sparse_unet: channels and layers need one entry per level, as many up as down; "
-                f"got {len(self.channels)} and {len(self.layers)}"
-            )
-        if self.voxel <= 0:
-            raise UserError(f"sparse_unet: voxel must be positive, got {self.voxel}")
-        if self.stem_kernel % 2 == 0 or min(self.layers) < 1:
-            raise UserError("sparse_unet: stem_kernel must be odd, and every level needs one block or more")
-        if not self.inputs:
-            raise UserError("sparse_unet: inputs must name at least one attribute, color for instance")
+        levels, blocks, kernel = len(self.channels), len(self.layers), self.stem_kernel
+        require(
+            {
+                f"channels and layers: one entry per level is needed, as many up as down; got {levels} and {blocks}": (
+                    levels == blocks > 0 == levels % 2
+                ),
+                f"voxel: metres above zero are needed, got {self.voxel}": 0 < self.voxel < inf,
+                f"stem: 1 or more is needed, got {self.stem}": self.stem >= 1,
+                f"channels: 1 or more are needed, got {self.channels}": all(width >= 1 for width in self.channels),
+                f"layers: 1 or more are needed, got {self.layers}": all(count >= 1 for count in self.layers),
+                f"stem_kernel: an odd size is needed, got {kernel}": kernel >= 1 and kernel % 2 == 1,
+                f"out_channels: zero or more is needed, got {self.out_channels}": self.out_channels >= 0,
+                f"norm_eps: above zero is needed, got {self.norm_eps}": 0 < self.norm_eps < inf,
+                f"norm_momentum: a share in (0, 1] is needed, got {self.norm_momentum}": 0 < self.norm_momentum <= 1,
+                "inputs: at least one attribute is needed, color for instance": bool(self.inputs),
+            }
+        )
 
 
 class ConvolutionNorm(nn.Module):
@@ -151,7 +159,16 @@ class Stage(nn.Module):
             "layers": (1, 1, 1, 1),
             "stem_kernel": 3,
         },
-        "34c": {"voxel": 0.025},  # PointContrast's voxels for pre-training; planes and layers are the defaults
+        # PointContrast's voxels for pre-training; planes and layers are the defaults, the rest is SpUNet
+        "34c": {"voxel": 0.025},
+        # PointContrast's pre-training network, which GS3 calls SR-UNet; GS3 has 128 channels out
+        "res16unet34c": {
+            "voxel": 0.025,
+            "widen": "block",
+            "stem_kernel": 3,
+            "out_channels": 128,
+            "norm_momentum": 0.05,
+        },
     },
 )
 class SparseUNet(PointEncoder):

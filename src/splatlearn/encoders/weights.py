@@ -1,4 +1,4 @@
-"""Encoder weights on disk: safetensors in and out, published layouts, and a report that names every key.
+"""Published weights: files of tensors, layouts, and a report that names every key.
 
 A layout translates published keys and axis orders into ours. Loading is strict: whatever does not fit is listed in
 one error, and nothing is loaded then.
@@ -9,13 +9,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from splatlearn.errors import BadData, ConfigError, UserError, nearest
 
 Rule = tuple[str, str, Callable[[Tensor], Tensor] | None]
+
+TORCH_FILES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
+"""Endings of files that `torch.save` wrote; whatever else is safetensors."""
+NESTED = ("state_dict", "model_state_dict", "model")
+"""Where training code puts the state dict inside a checkpoint (Pointcept, VoteNet, ScaLR)."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class KeyReport:
         missing: our keys that the file lacks.
         unexpected: keys of the file (as published) that no part of the network takes.
         mismatched: `key: shape found, shape expected`.
-        unused: keys of the file that the layout allows to be left over (a classifier).
+        unused: keys of the file that the layout allows to be left over (a classifier, the rest of a detector).
         kept: our keys that the layout allows to be absent from the file; they keep their values.
     """
 
@@ -58,19 +64,29 @@ class Layout:
     Args:
         rules: (pattern of the published key, our key, change of the tensor or None); the first that matches holds.
         prefixes: removed from the front of keys, repeatedly.
+        ignored: beginnings of published keys, without those prefixes, of parts that are not the encoder.
         unused: beginnings of our keys that a file may have and the network may lack.
         kept: beginnings of our keys that the network may have and a file may lack.
     """
 
     rules: tuple[Rule, ...] = ((".*", r"\g<0>", None),)
     prefixes: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
 
-    def convert(self, key: str, value: Tensor) -> tuple[str | None, Tensor]:
-        """Our key (None when no rule matches) and the tensor in our axis order."""
+    def excuses(self, published: str, key: str | None) -> bool:
+        """Whether a key of the file may be left over; `key` is ours for it."""
+        return self._bare(published).startswith(self.ignored) or (key or "").startswith(self.unused)
+
+    def _bare(self, key: str) -> str:
         while prefix := next((p for p in self.prefixes if key.startswith(p)), None):
             key = key.removeprefix(prefix)
+        return key
+
+    def convert(self, key: str, value: Tensor) -> tuple[str | None, Tensor]:
+        """Our key (None when no rule matches) and the tensor in our axis order."""
+        key = self._bare(key)
         for pattern, ours, change in self.rules:
             if match := re.fullmatch(pattern, key):
                 return match.expand(ours), change(value) if change else value
@@ -173,15 +189,22 @@ def _votenet_rules() -> tuple[Rule, ...]:
 
 LAYOUTS: Mapping[str, Layout] = {
     "splatlearn": Layout(),
-    "spunet": Layout(_spunet_rules(), prefixes=("module.", "backbone."), unused=("head.",)),
+    "spunet": Layout(
+        _spunet_rules(), prefixes=("module.", "backbone."), ignored=("seg_head.", "bias_head."), unused=("head.",)
+    ),
     "minkunet": Layout(_minkunet_rules(), prefixes=("module.",), unused=("head.",)),
-    "votenet": Layout(_votenet_rules(), prefixes=("module.", "backbone_net."), kept=("up.2.", "up.3.")),
+    "votenet": Layout(
+        _votenet_rules(),
+        prefixes=("module.", "backbone_net."),
+        ignored=("vgen.", "pnet."),
+        kept=("up.2.", "up.3."),
+    ),
 }
 """Published layouts by name; `splatlearn` is our own."""
 
 
 def load_weights(module: nn.Module, source: str | Path | Mapping[str, Tensor], layout: str = "splatlearn") -> KeyReport:
-    """Loads a state dict, or a safetensors file of one, into `module`.
+    """Loads a state dict, or a file of one, into `module`.
 
     Args:
         module: the network.
@@ -189,7 +212,7 @@ def load_weights(module: nn.Module, source: str | Path | Mapping[str, Tensor], l
         layout: name in `LAYOUTS`.
 
     Raises:
-        BadData: the file is missing or not safetensors.
+        BadData: no such file, or not one of tensors.
         ConfigError: no such layout.
         UserError: keys or shapes do not fit; all of them are listed, and nothing was loaded.
     """
@@ -218,44 +241,46 @@ def match_keys(
     for published, value in state.items():
         key, value = rules.convert(published, value)
         if key is None or key not in own:
-            lists["unused" if (key or "").startswith(rules.unused or "\0") else "unexpected"].append(published)
+            lists["unused" if rules.excuses(published, key) else "unexpected"].append(published)
         elif value.shape != own[key].shape:
             lists["mismatched"].append(f"{key}: {tuple(value.shape)} found, {tuple(own[key].shape)} expected")
             values[key] = value
         else:
             values[key] = value
     for key in own.keys() - values.keys():
-        lists["kept" if key.startswith(rules.kept or "\0") else "missing"].append(key)
+        lists["kept" if key.startswith(rules.kept) else "missing"].append(key)
     report = KeyReport(loaded=tuple(values), **{kind: tuple(sorted(keys)) for kind, keys in lists.items()})
     return values, report
 
 
-def save_weights(module: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes the state dict of `module` as safetensors, with string `metadata` (config, inputs, licence)."""
-    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    save_file(state, path, dict(metadata or {}))
-
-
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Key -> tensor of a safetensors file, on the host.
+    """Key -> tensor of a file, on the host: safetensors, or what `torch.save` wrote, read without running code.
 
     Raises:
-        BadData: no such file, or not safetensors.
+        BadData: no such file, or it holds anything but named tensors.
     """
+    path = Path(path)
+    if not path.is_file():
+        raise BadData(f"weights {path}: no such file")
+    if path.suffix in TORCH_FILES:
+        return _read_torch_file(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise BadData(f"weights {path}: not a readable safetensors file ({error})") from error
 
 
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The string metadata of a safetensors file.
-
-    Raises:
-        BadData: no such file, or not safetensors.
-    """
+def _read_torch_file(path: Path) -> dict[str, Tensor]:
+    """The state dict of a file, which may be an entry of a checkpoint."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise BadData(f"weights {path}: not a readable safetensors file ({error})") from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises errors of many kinds, which all mean this
+        raise BadData(f"weights {path}: not a file of tensors ({type(error).__name__})") from error
+    if isinstance(state, Mapping):
+        state = next((state[name] for name in NESTED if isinstance(state.get(name), Mapping)), state)
+    if not isinstance(state, Mapping):
+        raise BadData(f"weights {path}: named tensors expected, got {type(state).__name__}")
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise BadData(f"weights {path}: named tensors expected, but {name!r} is of type {type(value).__name__}")
+    return dict(state)

@@ -33,6 +33,7 @@ from splatlearn.errors import BadData, UserError
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
+LOG = "log.jsonl"
 LIBRARIES = ("torch", "numpy", "numba", "lightning", "safetensors", "timm")
 
 
@@ -87,13 +88,14 @@ def save_checkpoint(
     _write_json(temporary / MANIFEST, {"sha256": digests})
     _sync(temporary / MANIFEST)
     _sync(temporary)
-    if final.exists():  # damaged, or of steps that are done again
-        _remove(final)
+    replaced = _hide(final) if final.exists() else None  # damaged, or of a step that is done or saved again
     temporary.rename(final)
     _sync(folder)
+    if replaced:
+        shutil.rmtree(replaced)
     done = [path for path in _checkpoints(folder) if path.name <= final.name]  # later ones are damaged ones
     for old in done[:-keep]:
-        _remove(old)
+        shutil.rmtree(_hide(old))
     return final
 
 
@@ -163,11 +165,9 @@ def _discard_leftovers(folder: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def _remove(folder: Path) -> None:
-    """Removes a checkpoint so that a kill in between leaves no half of it under its name."""
-    hidden = folder.with_name(f".{folder.name}.old.tmp")
-    folder.rename(hidden)
-    shutil.rmtree(hidden)
+def _hide(folder: Path) -> Path:
+    """Renames a checkpoint that is to be removed, so that a kill leaves no half of it under its name."""
+    return folder.rename(folder.with_name(f".{folder.name}.old.tmp"))
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -221,6 +221,8 @@ class RunFolder:
     def check(self, resume: Literal["auto", "never"]) -> None:
         """Whether the run may start here or continue; writes nothing.
 
+        A run that ended before its first step has left its `config.yaml` alone, and another may take its place.
+
         Raises:
             UserError: the folder is something else, is a run that must not be continued, or has another config.
         """
@@ -236,11 +238,14 @@ class RunFolder:
                 f"--run {self.path}: the folder exists and is no run (no {CONFIG}; it holds "
                 f"{', '.join(there[:5])}); nothing is overwritten, name another folder"
             )
+        stored = self._stored()
+        if there == [CONFIG] and "train" in stored:
+            return
         if resume == "never":
             raise UserError(
                 f"--run {self.path}: the run exists and --resume is never; use --resume auto or another folder"
             )
-        differences = changed(_relevant(self._stored()), _relevant(self.settings))
+        differences = changed(_relevant(stored), _relevant(self.settings))
         if differences:
             lines = "\n  ".join(differences)
             raise UserError(
@@ -249,9 +254,9 @@ class RunFolder:
             )
 
     def begin(self) -> None:
-        """Makes the folder and writes `config.yaml`, if this is a new run."""
+        """Makes the folder and writes `config.yaml`, unless there is a log or a checkpoint to continue from."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if not (self.path / CONFIG).exists():
+        if not (self.path / LOG).exists() and not _checkpoints(self.checkpoints):
             replace_file(self.path / CONFIG, yaml.safe_dump(_plain(self.settings), sort_keys=False))
 
     def _stored(self) -> Mapping[str, Any]:

@@ -27,6 +27,8 @@ class TrainConfig:
         learning_rate: the highest of the schedule.
         weight_decay: none on 1-D parameters (norms, biases) and on those of `no_decay`.
         betas: of Adam and AdamW.
+        epsilon: of Adam and AdamW. Gradients far below it move nothing: where some are mere rounding (the rotations
+            of round Gaussians), 1e-8 turns them into steps of full length.
         momentum: of SGD.
         nesterov: of SGD.
         schedule: after the warm-up. `cosine` falls to `min_learning_rate`; `one-cycle` also rises by a cosine,
@@ -65,6 +67,7 @@ class TrainConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
     momentum: float = 0.9
     nesterov: bool = False
     schedule: Literal["cosine", "one-cycle", "constant", "step"] = "cosine"
@@ -93,7 +96,7 @@ class TrainConfig:
             raise ConfigError("; ".join(problems))
 
     def _violations(self) -> list[tuple[str, object, str]]:
-        positive = ("epochs", "batch", "learning_rate", "start_divisor", "final_divisor", "layer_decay")
+        positive = ("epochs", "batch", "learning_rate", "epsilon", "start_divisor", "final_divisor", "layer_decay")
         counts = ("steps", "seed", "workers", "setup_batches", "evaluate_every", "validation_samples")
         amounts = ("weight_decay", "min_learning_rate", "clip_norm", "milestone_factor")
         wrong: list[tuple[str, object, str]] = []

@@ -91,7 +91,7 @@ class Drawn(Generic[B]):
 
     Args:
         batch: the samples of this process.
-        rejected: reason -> how many draws were rejected for it.
+        rejected: kind of reason -> how many draws were rejected for it.
         error: what the user can mend, instead of a batch.
     """
 
@@ -131,16 +131,18 @@ class Samples(Dataset, Generic[B]):
     def __getitem__(self, index: tuple[str, int]) -> Drawn[B]:
         split, position = index
         rejected: Counter[str] = Counter()
+        last: dict[str, Rejected] = {}
         for attempt in range(ATTEMPTS):
             number, rng = self.orders[split].draw(position, attempt)
             scene = self.scenes[split][number]
             try:
                 return Drawn(self.data[split].sample(scene, rng), rejected)
             except Rejected as reason:
-                rejected[str(reason) or "no reason given"] += 1
+                rejected[reason.kind] += 1
+                last[reason.kind] = reason
             except UserError as error:
-                return Drawn(None, rejected, _naming(scene, error))
-        reasons = ", ".join(f"{reason} ({count} times)" for reason, count in rejected.most_common())
+                return Drawn(None, rejected, f"split {split}: {_naming(scene, error)}")
+        reasons = ", ".join(f"{last[kind]} ({count} times)" for kind, count in rejected.most_common())
         return Drawn(
             None,
             rejected,

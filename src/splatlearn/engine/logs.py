@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
+from splatlearn.engine.checkpoint import replace_file
 from splatlearn.errors import UserError
 
 PLAIN_SECONDS = 10.0
@@ -30,7 +32,7 @@ class JsonLines:
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds a line and hands it to the operating system."""
         with self.path.open("ab", buffering=0) as file:
-            file.write((json.dumps(_finite(record), allow_nan=False) + "\n").encode())
+            file.write(_line(record).encode())
 
     def sync(self) -> None:
         """Waits until the lines are on the disk."""
@@ -52,11 +54,19 @@ class JsonLines:
             return
         lines = self.path.read_text().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-        if kept == lines:
-            return
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(self.path)
+        if kept != lines:
+            replace_file(self.path, "".join(kept))
+
+    def amend(self, values: Mapping[str, Any]) -> None:
+        """Adds values to the last line; the rest stays byte for byte."""
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        if lines:
+            lines[-1] = _line({**json.loads(lines[-1]), **values})
+            replace_file(self.path, "".join(lines))
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
@@ -99,17 +109,24 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of a Weights & Biases project (extra `track`), continued under the folder's name."""
+    """A run of a Weights & Biases project (extra `track`).
+
+    Its id is random and kept in the folder: a run is continued under it, and folders of one name (`a/seed0`,
+    `b/seed0`) are different runs.
+    """
 
     def __init__(self, project: str, folder: Path, settings: Mapping[str, Any]) -> None:
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise UserError("wandb is not installed: pip install 'splatlearn[track]'") from error
+        stored = folder / "wandb-id"
+        if not stored.exists():
+            replace_file(stored, uuid.uuid4().hex)
         self.run = wandb.init(
             project=project,
             name=folder.name,
-            id=folder.name,
+            id=stored.read_text(),
             dir=str(folder),
             config=dict(settings),
             resume="allow",

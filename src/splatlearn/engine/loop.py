@@ -17,6 +17,7 @@ from torch import Tensor
 
 from splatlearn.config import to_options
 from splatlearn.engine.checkpoint import (
+    LOG,
     RunFolder,
     describe_encoder,
     environment,
@@ -109,16 +110,18 @@ def train(
         resume: `auto` continues what is there, `never` refuses it.
         show: progress on standard error.
 
+    Returns:
+        The summary, the same on every rank. The trainable then holds the weights that were evaluated: the averaged
+        ones where they are kept.
+
     Raises:
-        UserError: the folder, the data or the numbers of the run are not as they must be.
+        UserError: the folder, the data or the numbers of the run are not as they must be. A new run that cannot
+            draw its first samples writes nothing.
         Terminated: SIGTERM came; a checkpoint was saved.
     """
     folder = RunFolder(Path(run).expanduser(), {**(settings or {}), "train": to_options(config)})
     folder.check(resume)
     fabric = launch(config)
-    fabric.barrier()  # all have looked before one writes
-    if fabric.is_global_zero:
-        folder.begin()
     with deterministic(config.deterministic), Termination() as termination:
         return _Run(trainable, config, folder, fabric, show, termination).complete()
 
@@ -152,14 +155,32 @@ class _Run(Generic[B]):
         fabric.strategy.module_to_device(trainable)
         self.optimizer = build_optimizer(trainable, config)
         self.encoder = describe_encoder(trainable.student) if isinstance(trainable, Recipe) else None
-        self.log = JsonLines(folder.path / "log.jsonl")
+        self.log = JsonLines(folder.path / LOG)
         self.watch = Stopwatch(self.device)
 
     def complete(self) -> Summary:
-        """The steps that are left, then the summary."""
+        """The steps that are left, then the summary; averaged weights, where they are kept, stay in the trainable."""
         resumed = self._restore()
         if self.step == self.steps and (self.folder.path / "summary.json").exists():
-            return Summary.read(self.folder.path / "summary.json")
+            summary = Summary.read(self.folder.path / "summary.json")
+        else:
+            self._begin()
+            self._train(resumed)
+            summary = self._summarize()
+        if self.average:
+            self.trainable.load_state_dict(self.average.state)
+        return summary
+
+    def _begin(self) -> None:
+        """Draws a sample of each split, then makes the folder: what cannot start leaves nothing behind."""
+        for split in ("val", "train"):
+            next(self.loader.whole(split, 1))
+        self.fabric.barrier()  # all have looked before one writes
+        if self.main:
+            self.folder.begin()
+
+    def _train(self, resumed: bool) -> None:
+        """The steps that are left, and what comes after the last."""
         self.module = self.fabric.strategy.setup_module(self.trainable)
         with ExitStack() as stack:
             display = stack.enter_context(Display(self.steps, self.step, self.show))
@@ -169,7 +190,7 @@ class _Run(Generic[B]):
             batches = self._batches()
             while self.step < self.steps:
                 line = self._train_step(next(batches))
-                if self._due(self.config.evaluate_every):
+                if self.step < self.steps and self._due(self.config.evaluate_every):
                     line["validation"] = self._evaluate()
                     batches = self._batches()
                 self._record(line, display, trackers)
@@ -179,7 +200,7 @@ class _Run(Generic[B]):
                     terminated = Terminated(self.step, self.folder.path)
                     display.message(str(terminated))
                     raise terminated
-        return self._summarize()
+            self._evaluate_last(display, trackers)
 
     def _batches(self) -> Iterator[B]:
         """This rank's batches from the next step on, on the device; the stopwatch starts where waiting does."""
@@ -269,15 +290,29 @@ class _Run(Generic[B]):
         with torch.no_grad(), self.average.applied(self.trainable) if self.average else nullcontext():
             return {name: float(value) for name, value in self.trainable.evaluate(batches).items()}
 
+    def _evaluate_last(self, display: Display, trackers: list[Tracker]) -> None:
+        """The evaluation after the last step, which is logged and saved already: what stops it costs no training."""
+        validation = self._evaluate()
+        self._save()  # again, as a trainable may decide something by its evaluation
+        if not self.main:
+            return
+        self.log.amend({"validation": validation})
+        self._tell(validation, display)
+        for tracker in trackers:
+            tracker.log(self.step - 1, flatten({"validation": validation}))
+
+    def _tell(self, validation: Mapping[str, float], display: Display) -> None:
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in validation.items())
+        if numbers:
+            display.message(f"step {self.step}: {numbers}")
+
     def _record(self, line: dict[str, Any], display: Display, trackers: list[Tracker]) -> None:
         if not self.main:
             return
         self.log.append(line)
         parts = line["losses"] if len(line["losses"]) > 1 else {}
         display.step(line["step"], {"loss": line["loss"], **parts})
-        if line.get("validation"):
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in line["validation"].items())
-            display.message(f"step {self.step}: {numbers}")
+        self._tell(line.get("validation", {}), display)
         if line.get("skipped"):
             display.message(f"step {line['step']} skipped: loss or gradient not finite")
         for tracker in trackers:
@@ -340,15 +375,17 @@ class _Run(Generic[B]):
         self.fabric.barrier()
 
     def _summarize(self) -> Summary:
-        repeated = {name: self.folder.settings[name] for name in ("encoder", "data") if name in self.folder.settings}
-        summary = Summary.of_log(
-            self.log.records(),
-            peak_memory_mb=peak_memory_mb(self.device),
-            seed=self.config.seed,
-            versions=versions(),
-            facts={**repeated, **self.trainable.describe()},
-        )
+        """Writes the summary of rank 0, whose log is the only one, and gives it to all."""
+        summary: Any = None
         if self.main:
+            settings = self.folder.settings
+            repeated = {name: settings[name] for name in ("encoder", "data") if name in settings}
+            summary = Summary.of_log(
+                self.log.records(),
+                peak_memory_mb=peak_memory_mb(self.device),
+                seed=self.config.seed,
+                versions=versions(),
+                facts={**repeated, **self.trainable.describe()},
+            )
             replace_file(self.folder.path / "summary.json", summary.to_json())
-        self.fabric.barrier()
-        return summary
+        return self.fabric.broadcast(summary)

@@ -26,7 +26,7 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optim
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.learning_rate, betas=config.betas)
+    return kind(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon)
 
 
 def parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ Everything but the pictures is read from the run folder, so a report can be writ
 
 import base64
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from splatlearn.engine import plots
+from splatlearn.engine.checkpoint import replace_file
 from splatlearn.engine.loader import Loader
 from splatlearn.engine.trainable import Trainable
 
@@ -85,7 +85,9 @@ def write_report(
         f'<meta name="viewport" content="width=device-width"><style>{STYLE.read_text()}</style></head>\n'
         f"<body><main>{body}</main></body></html>\n"
     )
-    return _replace(run / "report.html", page)
+    path = run / "report.html"
+    replace_file(path, page)
+    return path
 
 
 def preview(trainable: Trainable[Any]) -> dict[str, Tensor]:
@@ -367,10 +369,3 @@ def _range(values: Sequence[float]) -> str:
     digits = 1 if max(map(abs, values)) > 1.5 else 3  # percent, or a share
     mean, low, high = (f"{value:.{digits}f}" for value in (fmean(values), min(values), max(values)))
     return mean if len(values) == 1 else f"{mean} ({low} to {high})"
-
-
-def _replace(path: Path, text: str) -> Path:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
-    return path

@@ -60,6 +60,11 @@ def _ranks() -> tuple[int, int, Any]:
     return 1, 1, None
 
 
+def is_main() -> bool:
+    """Whether this process is the only one, or the first of those that share a run: the one that writes and speaks."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def add_over_ranks(values: list[float], device: torch.device) -> list[float]:
     """Sums over ranks, so that all decide alike."""
     if not dist.is_initialized():

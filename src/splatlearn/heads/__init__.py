@@ -2,11 +2,10 @@
 
 from splatlearn.heads.attention import ImageAttentionConfig
 from splatlearn.heads.decoder import FeatureDecoder, gather_pixels
-from splatlearn.heads.epipolar import EPIPOLAR_PRESETS, EpipolarConfig, EpipolarTransformer
+from splatlearn.heads.epipolar import EpipolarConfig, EpipolarTransformer
 from splatlearn.heads.gaussians import DepthConfig, DepthHead, GaussianConfig, OffsetConfig, OffsetHead
 
 __all__ = [
-    "EPIPOLAR_PRESETS",
     "DepthConfig",
     "DepthHead",
     "EpipolarConfig",

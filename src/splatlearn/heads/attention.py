@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from splatlearn.config import require
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageAttentionConfig:
@@ -31,6 +33,9 @@ class ImageAttentionConfig:
     head_width: int = 128
     width: int = 128
     hidden: int = 256
+
+    def __post_init__(self) -> None:
+        require({f"{name}: 1 or more is needed, got {value}": value >= 1 for name, value in vars(self).items()})
 
 
 def fourier_code(values: Tensor, octaves: int) -> Tensor:
@@ -73,10 +78,15 @@ class ImageAttention(nn.Module):
         return self.spread(tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
     def _positions(self, tokens: Tensor) -> Tensor:
-        """(h w 4*octaves) code of the patch centres (x, y), as fractions of the image."""
+        """(h w 4*octaves) code of the patch centres (x, y), as fractions of the image.
+
+        In float32 at least: half precision cannot tell the places apart that the highest octaves do.
+        """
         height, width = tokens.shape[1:3]
-        x, y = ((torch.arange(side, device=tokens.device, dtype=tokens.dtype) + 0.5) / side for side in (width, height))
-        return fourier_code(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1), self.config.octaves)
+        precision = torch.promote_types(tokens.dtype, torch.float32)
+        x, y = ((torch.arange(side, device=tokens.device, dtype=precision) + 0.5) / side for side in (width, height))
+        code = fourier_code(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1), self.config.octaves)
+        return code.to(tokens.dtype)
 
 
 class TokenBlock(nn.Module):

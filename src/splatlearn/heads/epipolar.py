@@ -4,15 +4,15 @@ Legend: V views, P ordered pairs of views of one item, R rays (one per low-resol
 epipolar line, C channels, H W pixels of the input, h w of the low-resolution grid. Metres, world.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from splatlearn.errors import ConfigError, UserError
+from splatlearn.config import require
+from splatlearn.errors import UserError
 from splatlearn.heads.attention import ImageAttention, ImageAttentionConfig, fourier_code
 from splatlearn.heads.epipolar_lines import epipolar_lines, relative_disparity, sample_features, view_pairs
 from splatlearn.structures import Cameras
@@ -51,46 +51,17 @@ class EpipolarConfig:
     image: ImageAttentionConfig = field(default_factory=ImageAttentionConfig)
 
     def __post_init__(self) -> None:
-        if self.refinement_kernel % 2 == 0:
-            raise ConfigError(f"refinement_kernel: an odd size is needed, got {self.refinement_kernel}")
-        if self.views < 2:
-            raise ConfigError(f"views: epipolar lines need 2 or more, got {self.views}")
-        if not 0 < self.near < self.far:
-            raise ConfigError(f"near, far: 0 < near < far is needed, got {self.near} and {self.far}")
-
-
-EPIPOLAR_PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "paper": {},
-        "small": {
-            "width": 64,
-            "samples": 16,
-            "layers": 1,
-            "head_width": 32,
-            "refinement_kernel": 3,
-            "image": {"patch": 2, "layers": 1, "head_width": 32, "width": 64, "hidden": 128},
-        },
-        "tiny": {
-            "width": 16,
-            "samples": 8,
-            "layers": 1,
-            "heads": 2,
-            "head_width": 8,
-            "octaves": 4,
-            "refinement_kernel": 3,
-            "image": {
-                "patch": 2,
-                "octaves": 4,
-                "layers": 1,
-                "heads": 2,
-                "head_width": 8,
-                "width": 16,
-                "hidden": 32,
-            },
-        },
-    }
-)
-"""Options of `EpipolarConfig`. `paper`: pixelSplat's sizes. `small` and `tiny`: our defaults, for a CPU."""
+        sizes = ("width", "downscale", "samples", "layers", "heads", "head_width", "octaves")
+        given = {name: getattr(self, name) for name in sizes}
+        kernel = self.refinement_kernel
+        require(
+            {
+                **{f"{name}: 1 or more is needed, got {value}": value >= 1 for name, value in given.items()},
+                f"refinement_kernel: an odd size is needed, got {kernel}": kernel >= 1 and kernel % 2 == 1,
+                f"views: epipolar lines need 2 or more, got {self.views}": self.views >= 2,
+                f"near, far: 0 < near < far is needed, got {self.near} and {self.far}": 0 < self.near < self.far,
+            }
+        )
 
 
 class EpipolarTransformer(nn.Module):

@@ -5,6 +5,7 @@ C channels, h w pixels. Metres, world.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from splatlearn.structures import Cameras
 PARALLEL = 1e-5
 """Rays whose directions have a cosine above 1 - PARALLEL meet at infinity (pixelSplat code)."""
 TINY = 1e-10
-"""Added to depths before they are inverted (pixelSplat code)."""
+"""Added to depths before they are inverted (pixelSplat code), and the least divisor."""
 
 
 class ViewPairs(NamedTuple):
@@ -61,6 +62,9 @@ def view_pairs(counts: Sequence[int], device: torch.device | str = "cpu") -> Vie
 def epipolar_lines(cameras: Cameras, pairs: ViewPairs, bounds: Tensor, samples: int) -> EpipolarLines:
     """Evenly spaced samples, in image space, of the part of each ray that the other view sees.
 
+    Rays of nearby views are almost parallel, which makes their meeting points sensitive to rounding: all of this is
+    computed in float64.
+
     Args:
         cameras: V views; a ray starts at every pixel centre, row-major.
         pairs: views to relate.
@@ -68,16 +72,20 @@ def epipolar_lines(cameras: Cameras, pairs: ViewPairs, bounds: Tensor, samples: 
         samples: S, at the middles of S equal parts of the segment.
 
     Returns:
-        Lines without gradient: sampling places are constants of the network.
+        Lines without gradient, in the precision of the bounds: sampling places are constants of the network.
     """
+    precision, bounds = bounds.dtype, bounds.double()
+    pose, intrinsics = cameras.world_to_camera.double(), cameras.intrinsics.double()
+    cameras = replace(cameras, world_to_camera=pose, intrinsics=intrinsics)
     with torch.autocast(bounds.device.type, enabled=False):
-        origins, directions = cameras.centers, _ray_directions(cameras)
+        origins, directions = cameras.centers, _to_world(cameras.directions().flatten(1, 2), cameras.camera_to_world)
         start, change = _image_motion(cameras, pairs, origins, directions)
         first, last, valid = _clip(start, change, bounds[pairs.view, None], cameras.width, cameras.height)
         ends = [_flatten_points(start + t[..., None] * change) * valid[..., None] for t in (first, last)]
         place = (torch.arange(samples, device=ends[0].device, dtype=ends[0].dtype) + 0.5) / samples
         pixels = ends[0][:, :, None] + place[:, None] * (ends[1] - ends[0])[:, :, None]
-        return EpipolarLines(pixels, _triangulate(cameras, pairs, origins, directions, pixels), valid)
+        depths = _triangulate(cameras, pairs, origins, directions, pixels)
+        return EpipolarLines(pixels.to(precision), depths.to(precision), valid)
 
 
 def relative_disparity(depth: Tensor, near: Tensor, far: Tensor) -> Tensor:
@@ -106,10 +114,9 @@ def sample_features(features: Tensor, lines: EpipolarLines, pairs: ViewPairs) ->
     return sampled.permute(0, 2, 3, 1) * lines.valid[:, :, None, None]
 
 
-def _ray_directions(cameras: Cameras) -> Tensor:
-    """(V R 3) unit directions through the pixel centres, world, row-major."""
-    turn = cameras.camera_to_world[:, :3, :3].transpose(1, 2)
-    return functional.normalize(cameras.directions().flatten(1, 2) @ turn, dim=-1)
+def _to_world(directions: Tensor, camera_to_world: Tensor) -> Tensor:
+    """Directions (V R 3) of camera axes, made unit length there and then turned as the pose says (pixelSplat code)."""
+    return functional.normalize(directions, dim=-1) @ camera_to_world[:, :3, :3].transpose(1, 2)
 
 
 def _image_motion(cameras: Cameras, pairs: ViewPairs, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,17 +150,26 @@ def _flatten_points(points: Tensor) -> Tensor:
 
 
 def _triangulate(cameras: Cameras, pairs: ViewPairs, origins: Tensor, directions: Tensor, pixels: Tensor) -> Tensor:
-    """(P R S) distance from the first view's centre to the point nearest to both lines of sight, metres."""
-    turn = cameras.camera_to_world[pairs.other, :3, :3].transpose(1, 2)
-    inverse = torch.linalg.inv(cameras.intrinsics[pairs.other]).transpose(1, 2)
-    sight = functional.pad(pixels, (0, 1), value=1.0).flatten(1, 2) @ (inverse @ turn)
-    sight = functional.normalize(sight, dim=-1).view(*pixels.shape[:3], 3)
-    ray = directions[pairs.view][:, :, None].expand_as(sight)
-    baseline = (origins[pairs.other] - origins[pairs.view])[:, None, None].expand_as(sight)
-    normal = torch.linalg.cross(ray, sight)
-    square = normal.square().sum(-1, keepdim=True).clamp_min(1e-20)
-    along_ray = (torch.linalg.cross(baseline, sight) * normal).sum(-1, keepdim=True) / square
-    along_sight = (torch.linalg.cross(baseline, ray) * normal).sum(-1, keepdim=True) / square
-    middle = (along_ray * ray + baseline + along_sight * sight) / 2
-    parallel = (ray * sight).sum(-1) > 1 - PARALLEL
-    return middle.norm(dim=-1).masked_fill(parallel, torch.inf)
+    """(P R S) distance from the first view's centre to the least-squares meeting point of two rays, metres.
+
+    As in pixelSplat's code, x solves (n n' + m m' - 2) x = (m m' - 1) b for ray n, line of sight m and baseline b,
+    with n and m as long as recorded rotations leave them. The inverse is that of a rank-two change of -2 (Woodbury).
+    """
+    sight = functional.pad(pixels, (0, 1), value=1.0).flatten(1, 2)
+    sight = sight @ torch.linalg.inv(cameras.intrinsics[pairs.other]).transpose(1, 2)
+    sight = _to_world(sight, cameras.camera_to_world[pairs.other]).view(*pixels.shape[:3], 3)
+    ray = directions[pairs.view][:, :, None]
+    baseline = (origins[pairs.other] - origins[pairs.view])[:, None, None]
+    right = _dot(sight, baseline) * sight - baseline
+    cosine, short_ray, short_sight = _dot(ray, sight), 2 - _dot(ray, ray), 2 - _dot(sight, sight)
+    on_ray, on_sight = _dot(ray, right), _dot(sight, right)
+    determinant = (short_ray * short_sight - cosine.square()).clamp_min(TINY)  # small for rays towards each other
+    along_ray = (short_sight * on_ray + cosine * on_sight) / determinant
+    along_sight = (cosine * on_ray + short_ray * on_sight) / determinant
+    meeting = (right + along_ray * ray + along_sight * sight) / -2
+    return meeting.norm(dim=-1).masked_fill(cosine[..., 0] > 1 - PARALLEL, torch.inf)
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """(... 1) inner products."""
+    return (left * right).sum(-1, keepdim=True)

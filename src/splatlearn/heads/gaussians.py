@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from splatlearn.errors import ConfigError, UserError
+from splatlearn.config import require
+from splatlearn.errors import UserError
 from splatlearn.heads.rotations import harmonic_rotations, matrix_to_quaternion, multiply_quaternions
 from splatlearn.structures import Cameras, Gaussians, Packed, Points
 
@@ -50,15 +51,18 @@ class GaussianConfig:
     rotate_sh: bool = True
 
     def __post_init__(self) -> None:
-        if self.per_point < 1:
-            raise ConfigError(f"per_point: 1 or more is needed, got {self.per_point}")
-        if not 0 <= self.sh_degree <= 4:
-            raise ConfigError(f"sh_degree: 0 to 4 is allowed, got {self.sh_degree}")
-        if not self.scale_min < self.initial_scale < self.scale_max:
-            low, high = (2 * FOOTPRINT * unit for unit in (self.scale_min, self.scale_max))
-            raise ConfigError(
-                f"initial_pixels: scale_min and scale_max allow {low:.3g} to {high:.3g}, got {self.initial_pixels}"
-            )
+        low, high = (2 * FOOTPRINT * unit for unit in (self.scale_min, self.scale_max))
+        require(
+            {
+                f"per_point: 1 or more is needed, got {self.per_point}": self.per_point >= 1,
+                f"sh_degree: 0 to 4 is allowed, got {self.sh_degree}": 0 <= self.sh_degree <= 4,
+                f"scale_min: above zero is needed, got {self.scale_min}": self.scale_min > 0,
+                f"initial_pixels: scale_min and scale_max allow {low:.3g} to {high:.3g}, got {self.initial_pixels}": (
+                    self.scale_min < self.initial_scale < self.scale_max
+                ),
+                f"color_gain: above zero is needed, got {self.color_gain}": self.color_gain > 0,
+            }
+        )
 
     @property
     def initial_scale(self) -> float:
@@ -96,10 +100,13 @@ class DepthConfig(GaussianConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.near < self.far:
-            raise ConfigError(f"near, far: 0 < near < far is needed, got {self.near} and {self.far}")
-        if self.bins < self.per_point:
-            raise ConfigError(f"bins: at least per_point = {self.per_point} are needed, got {self.bins}")
+        require(
+            {
+                f"near, far: 0 < near < far is needed, got {self.near} and {self.far}": 0 < self.near < self.far,
+                f"bins: at least per_point = {self.per_point} are needed, got {self.bins}": self.bins >= self.per_point,
+                f"opacity_exponent: above zero is needed, got {self.opacity_exponent}": self.opacity_exponent > 0,
+            }
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +118,10 @@ class OffsetConfig(GaussianConfig):
     """
 
     radius: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require({f"radius: metres above zero are needed, got {self.radius}": 0 < self.radius < math.inf})
 
 
 class Field(NamedTuple):

@@ -3,7 +3,9 @@
 Every loss is a mean over the global batch (`ops.reduce.global_mean`).
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -87,30 +89,36 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
 class LPIPS(nn.Module):
     """Learned perceptual distance on VGG16 (Zhang et al. 2018, version 0.1; GS3 eq. 7).
 
-    Frozen, and absent from `state_dict`: the weights are buffers that checkpoints leave out. The linear layers
-    come with torchmetrics.
+    Frozen: its weights move with the module, but are neither parameters nor buffers, which are copied every step, sent
+    between processes and saved. The linear layers come with torchmetrics.
 
     Args:
         weights: a file with VGG16's `features.*` as torchvision names them (safetensors, or a pth of tensors);
             empty for the Hugging Face cache, then the hub (timm/vgg16.tv_in1k, BSD-3-Clause).
 
+    Attributes:
+        origin: `source`, `digest` (SHA-256) and `licence` of the VGG16 weights, for the record of a run.
+
     Raises:
         UserError: the weights are nowhere, or are not those of VGG16; says what to do.
     """
 
-    shift: Tensor
-    scale: Tensor
-
     def __init__(self, weights: str | Path = "") -> None:
         super().__init__()
         backbone: VGG16Weights = resolve_vgg16(weights)
-        self.source, self.digest = backbone.source, backbone.digest
+        self.origin = {"source": backbone.source, "digest": backbone.digest, "licence": backbone.licence}
         self.slices = backbone.slices
-        for name, value in (backbone.tensors | resolve_linear()).items():
-            self.register_buffer(_buffer(name), value, persistent=False)
         # The published shift and scale are for colours in [-1, 1].
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None], persistent=False)
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None], persistent=False)
+        shift, scale = (
+            torch.tensor(colour)[:, None, None] for colour in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450])
+        )
+        self.frozen = {**backbone.tensors, **resolve_linear(), "shift": shift, "scale": scale}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `to`, `cuda`, `double`... do to tensors, done to the frozen ones too."""
+        super()._apply(fn, recurse)
+        self.frozen = {name: fn(value) for name, value in self.frozen.items()}
+        return self
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The mean distance over the global batch.
@@ -132,25 +140,21 @@ class LPIPS(nn.Module):
                 expected = self._features(target)
             total = prediction.new_zeros(len(prediction))
             for level, (mine, theirs) in enumerate(zip(self._features(prediction), expected)):
-                linear = getattr(self, f"linear_{level}")
+                linear = self.frozen[f"linear.{level}"]
                 total = total + functional.conv2d((mine - theirs).square(), linear).mean((1, 2, 3))
             return total
 
     def _features(self, images: Tensor) -> list[Tensor]:
         """Unit-length features after the last convolution of each of the five stages."""
-        x = (2 * images - 1 - self.shift) / self.scale
+        x = (2 * images - 1 - self.frozen["shift"]) / self.frozen["scale"]
         levels = []
         for number, names in enumerate(self.slices):
             x = functional.max_pool2d(x, 2) if number else x
             for name in names:
-                weight, bias = (getattr(self, _buffer(f"{name}.{kind}")) for kind in ("weight", "bias"))
+                weight, bias = self.frozen[f"{name}.weight"], self.frozen[f"{name}.bias"]
                 x = functional.conv2d(x, weight, bias, padding=1).relu()
             levels.append(x / (x.square().sum(1, keepdim=True) + 1e-8).sqrt())
         return levels
-
-
-def _buffer(name: str) -> str:
-    return name.replace(".", "_")
 
 
 def _blur(images: Tensor) -> Tensor:

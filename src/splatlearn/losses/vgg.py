@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from splatlearn.encoders.weights import read_weights
 from splatlearn.errors import BadData, UserError
 
 REPOSITORY = "timm/vgg16.tv_in1k"
-"""torchvision's ImageNet weights, as the hub has them in safetensors (BSD-3-Clause)."""
+"""torchvision's ImageNet weights, as the hub has them in safetensors."""
+LICENCE = "BSD-3-Clause"
+"""Of these weights, as the hub states it."""
 SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 """Numbers of VGG16's convolutions in `features`; LPIPS reads the end of each group (Zhang et al. 2018)."""
 WIDTHS = (64, 128, 256, 512, 512)
@@ -25,13 +26,15 @@ class VGG16Weights:
 
     Args:
         tensors: `features.N.weight` and `.bias`.
-        source: file or hub repository, for the log.
+        source: file or hub repository.
         digest: SHA-256 of the file.
+        licence: of the hub's file, or `unknown`.
     """
 
     tensors: dict[str, Tensor]
     source: str
     digest: str
+    licence: str
 
     @property
     def slices(self) -> tuple[tuple[str, ...], ...]:
@@ -49,8 +52,13 @@ def resolve_vgg16(weights: str | Path = "") -> VGG16Weights:
         UserError: nothing was found, or it is not VGG16; says what to do.
     """
     path = Path(weights) if weights else _from_hub()
-    found = _read(path)
-    source = str(weights) if weights else REPOSITORY
+    if not path.is_file():
+        raise BadData(
+            f"{path}: no such file of weights. LPIPS needs VGG16 (torchvision's keys) in .safetensors or .pth: give "
+            "its path (--recipe.lpips_weights), or leave LPIPS out (--recipe.lpips 0)"
+        )
+    found = read_weights(path)
+    source, licence = (str(weights), "unknown") if weights else (REPOSITORY, LICENCE)
     tensors, wrong = {}, []
     for name, shape in _expected().items():
         tensor = found.get(name)
@@ -63,7 +71,7 @@ def resolve_vgg16(weights: str | Path = "") -> VGG16Weights:
             f"{source}: not VGG16 as torchvision names it (features.0.weight ...): {len(wrong)} of "
             f"{len(_expected())} tensors do not fit; first: {wrong[0]}"
         )
-    return VGG16Weights(tensors, source, _digest(path))
+    return VGG16Weights(tensors, source, _digest(path), licence)
 
 
 def resolve_linear() -> dict[str, Tensor]:
@@ -71,7 +79,7 @@ def resolve_linear() -> dict[str, Tensor]:
     package = find_spec("torchmetrics")
     if package is None or package.origin is None:
         raise UserError("LPIPS needs the package torchmetrics, which carries its linear layers")
-    stored = _read(Path(package.origin).parent / "functional" / "image" / "lpips_models" / "vgg.pth")
+    stored = read_weights(Path(package.origin).parent / "functional" / "image" / "lpips_models" / "vgg.pth")
     return {f"linear.{level}": stored[f"lin{level}.model.1.weight"] for level in range(len(SLICES))}
 
 
@@ -101,20 +109,6 @@ def _from_hub() -> Path:
             f"fetched ({type(error).__name__}). Name a file of torchvision's vgg16 (safetensors or pth), run once "
             "with a network, or leave LPIPS out with weight 0"
         ) from error
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return read_weights(path)
-    if not path.is_file():
-        raise BadData(
-            f"{path}: no such file of weights. LPIPS needs VGG16 (torchvision's keys) in .safetensors or .pth: give "
-            "its path (--recipe.lpips_weights), or leave LPIPS out (--recipe.lpips 0)"
-        )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise BadData(f"{path}: not a file of tensors ({type(error).__name__})") from error
 
 
 def _digest(path: Path) -> str:

@@ -1,9 +1,12 @@
-"""Numba kernels of `neighbors`: compiled on first use, cached on disk, one thread each, no lock needed."""
+"""Numba kernels of `neighbors`: compiled on first use, cached where that can be written, one thread each, no lock."""
 
-import numba
+from pathlib import Path
+
 import numpy as np
 
-_compile = numba.njit(cache=True, nogil=True, boundscheck=False)
+from splatlearn.ops.compilation import compiled
+
+_compile = compiled(Path(__file__), nogil=True, boundscheck=False)
 
 
 @_compile

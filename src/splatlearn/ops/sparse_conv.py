@@ -40,20 +40,24 @@ class _SparseConvolution(torch.autograd.Function):
 
 
 def _correlate(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
-    """(T O) = sum over offsets of features[sources] @ weight; one buffer serves all offsets."""
+    """(T O) = sum over offsets of features[sources] @ weight, added up in float32 at least and rounded once.
+
+    One buffer serves all offsets.
+    """
     rows, width = max(map(len, kernel_map.sources)), weight.shape[2]
     gathered = features.new_empty(rows, features.shape[1])
     product = features.new_empty(rows, width)
+    precision = torch.promote_types(features.dtype, torch.float32)
     if kernel_map.identity is None:
-        result = features.new_zeros(kernel_map.target_rows, width)
+        result = features.new_zeros(kernel_map.target_rows, width, dtype=precision)
     else:
-        result = features @ weight[kernel_map.identity]
+        result = (features @ weight[kernel_map.identity]).to(precision)
     for k, (sources, targets) in enumerate(zip(kernel_map.sources, kernel_map.targets)):
         if n := len(sources):
             torch.index_select(features, 0, sources, out=gathered[:n])
             torch.mm(gathered[:n], weight[k], out=product[:n])
-            result.index_add_(0, targets, product[:n])
-    return result
+            result.index_add_(0, targets, product[:n].to(precision))
+    return result.to(features.dtype)
 
 
 def _weight_gradient(features: Tensor, gradient: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:

@@ -7,7 +7,6 @@ key, so items stay together and neighbours lie close in memory. A coordinate plu
 addition on the key, and a look-up is one binary search. Nothing here is differentiable but `pool_mean`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,9 +221,3 @@ def pool_mean(values: Tensor, rows: Tensor, groups: int) -> Tensor:
     """
     result: Tensor = _PoolMean.apply(values, rows, groups)  # pyright: ignore[reportAssignmentType]
     return result
-
-
-def item_rows(counts: Sequence[int], device: torch.device) -> Tensor:
-    """(R) int64, the item of each row, for `counts` rows per item."""
-    numbers = torch.arange(len(counts), device=device)
-    return torch.repeat_interleave(numbers, torch.tensor(counts, device=device), output_size=sum(counts))

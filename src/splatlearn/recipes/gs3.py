@@ -7,25 +7,26 @@ default, said at each field. Legend: B groups of views a batch, V views, N point
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from splatlearn.config import require
 from splatlearn.data.augment import rotate_frames
-from splatlearn.data.sampling import draw_views, split_scenes
-from splatlearn.data.scene import Scene, Source
-from splatlearn.encoders.base import PointEncoder
+from splatlearn.data.sampling import draw_mask, draw_views, split_scenes
+from splatlearn.data.scene import Scene, Source, require_known
+from splatlearn.encoders.base import PointEncoder, calibrate
 from splatlearn.engine import plots
 from splatlearn.engine.trainable import Progress, Recipe, Step
-from splatlearn.errors import ConfigError
 from splatlearn.heads.decoder import FeatureDecoder, gather_pixels
 from splatlearn.heads.epipolar import EpipolarConfig, EpipolarTransformer, view_pairs
 from splatlearn.heads.gaussians import DepthConfig, DepthHead, OffsetConfig, OffsetHead
 from splatlearn.losses.photometric import LPIPS, mse, psnr
 from splatlearn.registry import recipes
-from splatlearn.splatting.baselines import BASELINES, regroup_counts
+from splatlearn.splatting.baselines import BASELINES
 from splatlearn.splatting.render import Rendering, RenderOptions, render
 from splatlearn.structures import Batch, Frames, Gaussians, Points
 
@@ -80,12 +81,17 @@ class GS3Config:
     render: RenderOptions = RenderOptions()
 
     def __post_init__(self) -> None:
-        if self.views not in (2, 3):
-            raise ConfigError(f"views: 2 or 3 are allowed, got {self.views}")
-        if not 0 <= self.mask_ratio < 1:
-            raise ConfigError(f"mask_ratio: a share in [0, 1) is needed, got {self.mask_ratio}")
-        if min(self.size) < 16:
-            raise ConfigError(f"size: at least 16x16 pixels are needed, got {self.size[0]}x{self.size[1]}")
+        require(
+            {
+                f"views: 2 or 3 are allowed, got {self.views}": self.views in (2, 3),
+                f"size: at least 16x16 pixels are needed, got {self.size[0]}x{self.size[1]}": min(self.size) >= 16,
+                f"gap: 1 or more raw frames are needed, got {self.gap}": self.gap >= 1,
+                f"min_overlap: a share in [0, 1] is needed, got {self.min_overlap}": 0 <= self.min_overlap <= 1,
+                f"mask_ratio: a share in [0, 1) is needed, got {self.mask_ratio}": 0 <= self.mask_ratio < 1,
+                f"width: 1 or more is needed, got {self.width}": self.width >= 1,
+                f"lpips: zero or more is needed, got {self.lpips}": 0 <= self.lpips < inf,
+            }
+        )
 
     @property
     def transformer(self) -> EpipolarConfig:
@@ -121,8 +127,12 @@ class GS3Data:
     augment: bool
 
     def scenes(self, split: str) -> Mapping[str, Sequence[Scene]]:
-        """Recordings of `train` or `val`; of fewer than five, the last fifth of each is `val`."""
-        return {"all": split_scenes(self.source.scenes(), split)}
+        """Recordings of `train` or `val`; of fewer than five, the last fifth of each. Up and unit must be known."""
+        scenes = self.source.scenes()
+        require_known(scenes, "metric", "gs3 places Gaussians in metres")
+        if self.config.rotate:
+            require_known(scenes, "up", "gs3 turns scenes about the vertical (--recipe.rotate false: it does not)")
+        return {"all": split_scenes(scenes, split)}
 
     def shares(self) -> Mapping[str, float]:
         """By size."""
@@ -142,31 +152,14 @@ class GS3Data:
         )
         targets = rotate_frames(drawn.frames, rng) if self.augment and config.rotate else drawn.frames
         inputs = targets.rows(torch.arange(config.views))
-        novel = torch.arange(len(targets)) >= config.views
         return Views(
             names=(drawn.name,),
             frames=inputs.with_attributes(
                 visible=draw_mask(inputs["depth"] > 0, config.mask_ratio, rng),
                 order=torch.from_numpy(rng.permutation(config.views)),
             ),
-            targets=targets.with_attributes(novel=novel),
+            targets=targets.with_attributes(novel=torch.arange(len(targets)) >= config.views),
         )
-
-
-def draw_mask(valid: Tensor, ratio: float, rng: np.random.Generator) -> Tensor:
-    """Keeps exactly `1 - ratio` of the valid pixels of every view, at random (GS3 3.4).
-
-    Args:
-        valid: (V H W) bool.
-        ratio: share to hide.
-
-    Returns:
-        (V H W) bool.
-    """
-    score = torch.from_numpy(rng.random(valid.shape, dtype=np.float32)).masked_fill(~valid, 2.0).flatten(1)
-    keep = ((1 - ratio) * valid.flatten(1).sum(1)).round().long()
-    rank = score.argsort(1).argsort(1)
-    return (rank < keep[:, None]).view(valid.shape)
 
 
 @recipes.register("gs3", GS3Config, presets={"small": {}, "tiny": {}, "paper": {}})
@@ -178,6 +171,8 @@ class GS3(Recipe[Views]):
         student: the point encoder to pre-train.
         source: where the recordings are.
     """
+
+    student: PointEncoder
 
     def __init__(self, config: GS3Config, *, student: PointEncoder, source: Source) -> None:
         super().__init__()
@@ -196,11 +191,16 @@ class GS3(Recipe[Views]):
         self.perceptual = LPIPS(config.lpips_weights) if config.lpips > 0 else None
 
     def train(self, mode: bool = True) -> "GS3":
-        """As usual, but a frozen student stays in evaluation mode."""
+        """As usual, but a frozen student stays in evaluation mode, with the statistics of `setup`."""
         super().train(mode)
         if self.config.freeze_student:
             self.student.eval()
         return self
+
+    def setup(self, batches: Iterable[Views]) -> None:
+        """A frozen student's batch-norm statistics are set first: the baseline is not to be weakened."""
+        if self.config.freeze_student:
+            calibrate(self.student, (batch.frames.to_points() for batch in batches))
 
     def encode(self, points: Points) -> Tensor:
         """(N C) features of visible points; every view is a cloud of its own (GS3 3.2)."""
@@ -215,8 +215,7 @@ class GS3(Recipe[Views]):
             grid = self.epipolar(grid, frames.cameras, order=frames["order"])
             seen = gather_pixels(grid, points)
             decoded = decoded + self.gate * seen if self.config.feature_skip else seen
-        gaussians = self.head(decoded, points, frames.cameras)
-        return gaussians.regroup(regroup_counts(gaussians.counts, frames.counts))
+        return self.head(decoded, points, frames.cameras).join(frames.counts)
 
     def render(self, batch: Views, shuffle: bool = False) -> tuple[Rendering, Gaussians]:
         """Renders every target view.
@@ -293,7 +292,8 @@ class GS3(Recipe[Views]):
         return pictures | plots.epipolar_pictures(first.frames, view_pairs(first.frames.counts))
 
     def describe(self) -> dict[str, Any]:
-        """Gaussians of a sample when every pixel has depth."""
+        """Gaussians of a sample when every pixel has depth, and whose weights the loss is made with."""
         per_point = (self.config.offset if self.config.formulation == "offset" else self.config.depth).per_point
         pixels = self.config.size[0] * self.config.size[1] * self.config.views
-        return {"gaussians_per_sample": round(pixels * (1 - self.config.mask_ratio)) * per_point}
+        facts: dict[str, Any] = {"gaussians_per_sample": round(pixels * (1 - self.config.mask_ratio)) * per_point}
+        return facts if self.perceptual is None else {**facts, "teachers": {"lpips": self.perceptual.origin}}

@@ -1,6 +1,7 @@
 """Pinhole cameras. Legend: V views, M pixels or points. Metres, world; OpenCV axes (x right, y down, z forward).
 
-Pixel centres lie at half integers: the centre of the top-left pixel is (0.5, 0.5).
+Pixel centres lie at half integers: the centre of the top-left pixel is (0.5, 0.5). Geometry keeps the precision of
+the cameras, under autocast too.
 """
 
 from dataclasses import dataclass, replace
@@ -32,11 +33,13 @@ class Cameras(Packed):
 
     @property
     def camera_to_world(self) -> Tensor:
-        """(V 4 4), the inverse poses (rigid inverse, differentiable)."""
-        rotation = self.world_to_camera[:, :3, :3].transpose(1, 2)
-        translation = -rotation @ self.world_to_camera[:, :3, 3:]
-        bottom = self.world_to_camera[:, 3:]
-        return torch.cat([torch.cat([rotation, translation], 2), bottom], 1)
+        """(V 4 4), the inverse poses, differentiable.
+
+        Inverted in float64 and as the general matrices that they are: recorded rotations are orthonormal to their
+        last digit only, and epipolar geometry enlarges what a transpose leaves of that.
+        """
+        with self._exact():
+            return torch.linalg.inv(self.world_to_camera.double()).to(self.world_to_camera.dtype)
 
     @property
     def centers(self) -> Tensor:
@@ -48,14 +51,6 @@ class Cameras(Packed):
         scale = self.intrinsics.new_tensor([width / self.width, height / self.height, 1.0])
         return replace(self, intrinsics=self.intrinsics * scale[:, None], width=width, height=height)
 
-    def transform(self, world_to_new: Tensor) -> Self:
-        """The same cameras after a rigid change of world.
-
-        Args:
-            world_to_new: (4 4), or (V 4 4) with one transform a view; rigid.
-        """
-        return replace(self, world_to_camera=self.world_to_camera @ torch.linalg.inv(world_to_new))
-
     def pixel_grid(self) -> Tensor:
         """(H W 2) pixel centres (x, y), pixels."""
         like = self.intrinsics
@@ -66,7 +61,8 @@ class Cameras(Packed):
     def directions(self) -> Tensor:
         """(V H W 3) camera-frame directions through the pixel centres, with z = 1."""
         pixels = torch.nn.functional.pad(self.pixel_grid(), (0, 1), value=1.0)
-        return torch.einsum("hwj,vij->vhwi", pixels, torch.linalg.inv(self.intrinsics))
+        with self._exact():
+            return torch.einsum("hwj,vij->vhwi", pixels, torch.linalg.inv(self.intrinsics))
 
     def unproject(self, depth: Tensor) -> Tensor:
         """World points of the pixel centres.
@@ -79,7 +75,8 @@ class Cameras(Packed):
         """
         in_camera = self.directions() * depth[..., None]
         pose = self.camera_to_world
-        return torch.einsum("vhwj,vij->vhwi", in_camera, pose[:, :3, :3]) + pose[:, None, None, :3, 3]
+        with self._exact():
+            return torch.einsum("vhwj,vij->vhwi", in_camera, pose[:, :3, :3]) + pose[:, None, None, :3, 3]
 
     def project(self, xyz: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels of world points.
@@ -92,6 +89,11 @@ class Cameras(Packed):
             (M 2) pixels (x, y), and (M) depth along z in metres (pixels are meaningless where it is <= 0).
         """
         pose = self.world_to_camera[view]
-        in_camera = torch.einsum("mij,mj->mi", pose[:, :3, :3], xyz) + pose[:, :3, 3]
-        image = torch.einsum("mij,mj->mi", self.intrinsics[view], in_camera)
+        with self._exact():
+            in_camera = torch.einsum("mij,mj->mi", pose[:, :3, :3], xyz) + pose[:, :3, 3]
+            image = torch.einsum("mij,mj->mi", self.intrinsics[view], in_camera)
         return image[:, :2] / image[:, 2:].abs().clamp_min(1e-8), in_camera[:, 2]
+
+    def _exact(self) -> torch.autocast:
+        """A context without autocast, which would round products to half precision: millimetres, in a room."""
+        return torch.autocast(self.world_to_camera.device.type, enabled=False)

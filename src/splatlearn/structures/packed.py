@@ -6,7 +6,7 @@ Legend: B items, R rows.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Self
 
 import torch
@@ -27,13 +27,15 @@ class Packed:
         attributes: name -> tensor whose first dimension is the row.
 
     Raises:
-        UserError: row counts of fields, attributes and `counts` differ.
+        UserError: row counts of fields, attributes and `counts` differ, or an attribute is named like a field.
     """
 
     counts: tuple[int, ...] = ()
     attributes: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if clash := sorted({f.name for f in fields(self)} & set(self.attributes)):
+            raise UserError(f"{type(self).__name__}: no attribute can be called {', '.join(clash)}: a field is")
         lengths = {name: len(value) for name, value in self._row_values().items()}
         rows = next(iter(lengths.values()), 0)
         if not self.counts:
@@ -83,6 +85,20 @@ class Packed:
     def regroup(self, counts: Sequence[int]) -> Self:
         """The same rows under other item boundaries (two views into one pair); nothing is copied."""
         return self._map(lambda value: value, tuple(counts))
+
+    def join(self, sizes: Sequence[int]) -> Self:
+        """The same rows with consecutive items made one: counts (3, 4, 5) joined by (2, 1) are (7, 5).
+
+        Args:
+            sizes: items of each new item.
+
+        Raises:
+            UserError: `sizes` do not add up to the items there are.
+        """
+        if sum(sizes) != len(self.counts):
+            raise UserError(f"{type(self).__name__}.join: {len(self.counts)} items cannot be {sum(sizes)}")
+        ends = accumulate(sizes, initial=0)
+        return self.regroup([sum(self.counts[start:stop]) for start, stop in pairwise(ends)])
 
     def split(self) -> list[Self]:
         """One structure per item; tensors are views of this one's."""
@@ -167,9 +183,11 @@ class Packed:
             mine, theirs = getattr(self, f.name), getattr(other, f.name)
             if isinstance(mine, int | float | str | bool) and mine != theirs:
                 raise UserError(f"{name}.pack: {f.name} is shared by a batch; got {mine!r} and {theirs!r}")
+        for key, mine in self._row_values().items():
+            theirs = other._row_values()[key]
             if isinstance(mine, Tensor) and mine.shape[1:] != theirs.shape[1:]:
                 raise UserError(
-                    f"{name}.pack: {f.name} has rows of shape {tuple(mine.shape[1:])} in one item "
+                    f"{name}.pack: {key} has rows of shape {tuple(mine.shape[1:])} in one item "
                     f"and {tuple(theirs.shape[1:])} in another"
                 )
 

@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from splatlearn import registry
 from splatlearn.data.scene import Source
@@ -34,7 +33,6 @@ from splatlearn.structures import Points, Tokens
 
 ProbeName = Literal["linear", "decoder", "finetune"]
 Levels = Literal["finest", "all"]
-CALIBRATION_BATCHES = 50
 RAW_INPUTS = ("color", "normal", "intensity")
 
 
@@ -284,29 +282,6 @@ def pick_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
     return name
-
-
-def calibrate(encoder: PointEncoder, batches: Iterable[Points]) -> int:
-    """Sets the batch-norm statistics to the mean over the batches, without gradient or labels.
-
-    Returns:
-        The number of batches that were used.
-    """
-    norms = [module for module in encoder.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the batches
-    was_training, used = encoder.training, 0
-    encoder.train()
-    with torch.no_grad():
-        for points in batches:
-            encoder(points)
-            used += 1
-    encoder.train(was_training)
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
-    return used
 
 
 @contextmanager

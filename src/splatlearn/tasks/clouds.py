@@ -3,7 +3,6 @@
 Legend: N points of the cloud, M kept points (one a voxel). Metres, world.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self, TypeVar, cast
@@ -24,7 +23,7 @@ S = TypeVar("S", bound=Scene)
 IGNORE = -1
 ENOUGH_TO_TUNE = 5
 REMEMBERED = 256
-"""Thinned clouds kept in memory by a process."""
+"""Thinned clouds of a source that a process keeps in memory."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,13 +105,13 @@ class CloudData:
 
     def thin(self, scene: Scene) -> Cloud:
         """The kept points of a scene, whole and without augmentation; the last few scenes are remembered."""
-        options = repr(sorted(self.source.options.items()))
-        key = self.source.name, options, scene.name, scene.split, self.voxel, self.attributes, self.classes
-        if key not in _remembered:
-            _remembered[key] = self._thin(scene)
-            if len(_remembered) > REMEMBERED:
-                _remembered.popitem(last=False)
-        return _remembered[key]
+        remembered = self.source.memory.setdefault("thinned", {})
+        key = scene.name, scene.split, self.voxel, self.attributes, self.classes
+        if key not in remembered:
+            remembered[key] = self._thin(scene)
+            if len(remembered) > REMEMBERED:
+                del remembered[next(iter(remembered))]
+        return remembered[key]
 
     def _thin(self, scene: Scene) -> Cloud:
         points = scene.points()
@@ -126,9 +125,6 @@ class CloudData:
         full = Points(xyz=points.xyz, attributes={"label": label, "kept": stands_for})
         points = Points(xyz=points.xyz, attributes={**carried, "label": label})
         return Cloud(names=(scene.name,), points=points.rows(kept), full=full)
-
-
-_remembered: OrderedDict[tuple, Cloud] = OrderedDict()
 
 
 def thin_rows(xyz: Tensor, voxel: float) -> tuple[Tensor, Tensor]:

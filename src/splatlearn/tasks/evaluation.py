@@ -8,15 +8,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from splatlearn import registry
-from splatlearn.config import configure, merge
+from splatlearn.config import configure, merge, to_options
 from splatlearn.data.scene import Source
+from splatlearn.encoders.base import calibrate
 from splatlearn.engine.checkpoint import replace_file, versions
 from splatlearn.engine.config import TrainConfig
 from splatlearn.engine.loop import train
 from splatlearn.tasks.base import (
     ProbeName,
     Resolved,
-    calibrate,
     device_of,
     pick_device,
     resolve_encoder,
@@ -165,7 +165,11 @@ def run_probe(
         "labels": trial.labels,
         "encoder": name,
         "data": trial.source.name,
-        "options": options,
+        "options": {
+            "task": to_options(trial.config),
+            "data": trial.source.resolved(),
+            "encoder": options["encoder"],
+        },
         "seed": trial.seed,
     }
     with TemporaryDirectory() as temporary:

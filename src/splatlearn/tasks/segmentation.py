@@ -13,11 +13,12 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex, MulticlassStatScores
 
+from splatlearn.config import require
 from splatlearn.data.sampling import crop_nearest
 from splatlearn.data.scene import Source
 from splatlearn.encoders.base import PointEncoder
 from splatlearn.engine.trainable import Progress, Step
-from splatlearn.errors import BadData, ConfigError
+from splatlearn.errors import BadData
 from splatlearn.losses.segmentation import cross_entropy, lovasz_softmax
 from splatlearn.registry import tasks
 from splatlearn.structures import Points
@@ -73,13 +74,21 @@ class SegmentationConfig:
     memory: float = 4.0
 
     def __post_init__(self) -> None:
-        for name in ("crop", "rows", "steps", "batch", "finetune_steps", "finetune_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: at least 1 is needed, got {getattr(self, name)}")
-        if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise ConfigError(f"learning_rates: one or more above zero are needed, got {self.learning_rates}")
-        if self.voxel < 0:
-            raise ConfigError(f"voxel: zero or more is needed, got {self.voxel}")
+        counts = ("crop", "rows", "steps", "batch", "finetune_steps", "finetune_batch")
+        rates = ("decoder_learning_rate", "finetune_learning_rate")
+        floors = ("voxel", "lovasz", "weight_decay", "calibration", "memory")
+        at = {name: getattr(self, name) for name in (*counts, *rates, *floors)}
+        require(
+            {
+                **{f"{name}: at least 1 is needed, got {at[name]}": at[name] >= 1 for name in counts},
+                **{f"{name}: above zero is needed, got {at[name]}": at[name] > 0 for name in rates},
+                **{f"{name}: zero or more is needed, got {at[name]}": at[name] >= 0 for name in floors},
+                f"learning_rates: one or more above zero are needed, got {self.learning_rates}": (
+                    min(self.learning_rates, default=0) > 0
+                ),
+                f"tuning: a share in [0, 1) is needed, got {self.tuning}": 0 <= self.tuning < 1,
+            }
+        )
 
 
 @tasks.register(
@@ -254,13 +263,16 @@ class Scores:
 
     def update(self, prediction: Tensor, label: Tensor) -> None:
         """Adds points: (N) predicted classes and (N) labels."""
-        deterministic = torch.are_deterministic_algorithms_enabled()
+        strict, warn_only = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
         # Counts are whole numbers, exact in any order; torchmetrics' deterministic way is a hundred times slower.
         torch.use_deterministic_algorithms(False)
         try:
             self.metrics.to(prediction.device).update(prediction, label)
         finally:
-            torch.use_deterministic_algorithms(deterministic)
+            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
 
     def compute(self, names: Sequence[str]) -> dict[str, float]:
         """The numbers of `Segmentation.evaluate`.

@@ -1,10 +1,14 @@
 """The verbs of the command line, one typed function each. Their modules import nothing heavy at the top."""
 
+import os
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
+
+from splatlearn.errors import ConfigError, UserError
 
 VERBS = {
     "demo": "demo:demo",
@@ -14,6 +18,8 @@ VERBS = {
     "evaluate": "evaluate:evaluate",
     "encode": "encode:encode",
     "compare": "compare:compare",
+    "convert": "convert:convert",
+    "view": "view:view",
     "list": "doctor:list_names",
 }
 """Verb -> `module:function` in this room, in the order of the help."""
@@ -23,6 +29,33 @@ def verb(name: str) -> Callable[..., Any]:
     """The function of a verb, its module imported now."""
     module, _, function = VERBS[name].partition(":")
     return getattr(import_module(f"splatlearn.verbs.{module}"), function)
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raises: ConfigError: `--size` is no width and height of 1 or more."""
+    if min(size) < 1:
+        raise ConfigError(f"--size: a width and height of 1 or more are needed, got {size[0]},{size[1]}")
+
+
+def output_file(path: Path, flag: str) -> Path:
+    """A file that a verb is to write, `~` expanded; asked before the work, so that nothing is done in vain.
+
+    Args:
+        path: as given.
+        flag: that gave it, for the message (`--json`).
+
+    Raises:
+        UserError: it is a folder, or no file can be made there.
+    """
+    path = Path(path).expanduser()
+    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    if path.is_dir():
+        raise UserError(f"{flag} {path}: this is a folder; name a file")
+    if there != path.absolute() and not there.is_dir():
+        raise UserError(f"{flag} {path}: {there} is a file, so there can be no file below it")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{flag} {path}: {there} is not writable")
+    return path
 
 
 def columns(rows: Iterable[tuple[str, str]], left: int = 30, width: int = 0) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splatlearn.verbs import check_size, output_file
 from splatlearn.verbs.check_report import CheckReport, PointsReport, SceneReport, ViewsReport
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 FEW_OVERLAP = 0.3
 """Below this mean share seen by both views of a pair, there is little to learn from a pair (our default)."""
 _OVERLAPS = 12
+_PIXEL_STEP = 7
+"""Each seventh depth is kept of a view: enough for percentiles, and long recordings fit into memory."""
 
 
 def check(
@@ -40,11 +43,15 @@ def check(
         The report.
 
     Raises:
-        UserError: the data cannot be used at all; the message says why.
+        UserError: the data cannot be used at all, or the report cannot be written; the message says why.
     """
     from splatlearn.data.scene import Source
-    from splatlearn.errors import BadData
+    from splatlearn.errors import BadData, ConfigError
 
+    if gap < 1:
+        raise ConfigError(f"--gap: 1 or more is needed, got {gap}")
+    check_size(size)
+    json = output_file(json, "--json") if json is not None else None
     source = Source(name=data, options=data_options or {})
     reader, scenes = source.reader(), source.scenes()
     reports = tuple(_check_scene(scene, size, gap, len(reader.classes)) for scene in scenes)
@@ -86,10 +93,10 @@ def _check_views(scene: Scene, size: tuple[int, int], gap: int, broken: list[tup
     import numpy as np
 
     cameras = scene.cameras
-    depths = _decode_all(scene, size, broken)
+    depths = _sample_depth(scene, size, broken)
     if len(depths) < 2:
         return None
-    sample = np.concatenate([depth.ravel()[::7] for depth in depths.values() if depth is not None] or [[]])
+    sample = np.concatenate([depth for depth in depths.values() if depth is not None] or [[]])
     valid = sample[sample > 0]
     focal = cameras.intrinsics[:, [0, 1], [0, 1]].double().numpy().mean(0)
     angles = 2 * np.degrees(np.arctan(np.array([cameras.width, cameras.height]) / 2 / focal))
@@ -106,8 +113,8 @@ def _check_views(scene: Scene, size: tuple[int, int], gap: int, broken: list[tup
     )
 
 
-def _decode_all(scene: Scene, size: tuple[int, int], broken: list[tuple[str, str]]) -> dict[int, Any]:
-    """View -> depth (H W) or None; views that cannot be decoded are added to `broken`."""
+def _sample_depth(scene: Scene, size: tuple[int, int], broken: list[tuple[str, str]]) -> dict[int, Any]:
+    """Decodes every view: view -> some of its depth, metres, or None; what cannot be decoded is added to `broken`."""
     from concurrent.futures import ThreadPoolExecutor
 
     from splatlearn.data.scene import Rejected
@@ -117,15 +124,15 @@ def _decode_all(scene: Scene, size: tuple[int, int], broken: list[tuple[str, str
             frames = scene.frames([view], size)
         except Rejected as error:
             return error
-        return frames["depth"][0].numpy() if "depth" in frames else None
+        return frames["depth"].numpy().ravel()[::_PIXEL_STEP].copy() if "depth" in frames else None
 
     # Decoding leaves Python's lock, so threads help; eight keep a slow disk busy.
     with ThreadPoolExecutor(8) as pool:
         read_views = list(pool.map(read, range(len(scene.cameras))))
     for error in read_views:
         if isinstance(error, Rejected):
-            name, _, reason = str(error).removeprefix(f"{scene.name}: ").partition(": ")
-            broken.append((name, reason))
+            name, _, reason = error.detail.removeprefix(f"{scene.name}: ").partition(": ")
+            broken.append((name, reason or error.kind))
     return {view: value for view, value in enumerate(read_views) if not isinstance(value, Rejected)}
 
 

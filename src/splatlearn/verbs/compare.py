@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from splatlearn.verbs import output_file
+
 Rows = list[list[str]]
 FIRST_METRICS = ("val_psnr", "val_psnr_novel", "miou", "macc")
 
@@ -68,6 +70,7 @@ def compare(*runs: str, out: Path | None = None) -> Compared:
 
     if not runs:
         raise ConfigError("compare: name the runs or evaluation files to compare")
+    out = output_file(out, "--out") if out is not None else None
     paths = [Path(run).expanduser() for run in runs]
     names = _short_names(paths)
     compared = Compared(tuple(read_run(path, name) for path, name in zip(paths, names)), out)

@@ -6,7 +6,6 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ from splatlearn.errors import ConfigError, nearest
 from splatlearn.registry import Registry
 from splatlearn.verbs import columns
 
-EXTRAS = {"track": ("tensorboard", "wandb")}
+EXTRAS = {"track": ("tensorboard", "wandb"), "view": ("viser",)}
 """Extra -> its packages; a test compares them with the project's metadata."""
 
 HINT = "`splatlearn list KIND NAME` shows the options of one; a family alone means its first preset."
@@ -68,12 +67,6 @@ def list_names(kind: str = "", name: str = "") -> str:
     chosen = {kind: kinds[kind]} if kind else kinds
     listed = [f"{title}\n{columns(_families(registry))}" for title, registry in chosen.items()]
     return "\n\n".join([*listed, HINT])
-
-
-def versions(packages: Iterable[str] = ("torch", "numpy", "numba", "lightning")) -> dict[str, str]:
-    """Version of splatlearn, Python and each package, without importing them; `absent` where there is none."""
-    found = {"splatlearn": __version__, "python": platform.python_version()}
-    return found | {package: _version(package) or "absent" for package in packages}
 
 
 def requirements(extra: str = "") -> list[str]:

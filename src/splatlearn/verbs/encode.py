@@ -2,10 +2,12 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from splatlearn.verbs import check_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,19 +31,23 @@ class Encoded:
         channels: C.
         folder: where they are.
         seconds: for all of it.
+        skipped: file name -> why it was left out.
     """
 
     files: Mapping[str, int]
     channels: int
     folder: Path
     seconds: float
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = sum(self.files.values())
-        return (
+        text = (
             f"{rows} rows of {self.channels} channels in {len(self.files)} files under {self.folder} "
             f"({self.seconds:.1f} s); rows follow the input points, {MANIFEST} lists them"
         )
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in list(self.skipped.items())[:5])
+        return f"{text}\nleft out {len(self.skipped)} that cannot be read:{reasons}" if reasons else text
 
 
 def encode(
@@ -62,7 +68,8 @@ def encode(
 
     A scene with a point cloud gives one file. A recording without one gives a file per frame, whose points are
     the pixels with depth in row-major order; npz and safetensors then hold `pixel` (y * width + x) too. No labels
-    are needed, no point is left out, and a file that exists is never overwritten.
+    are needed, no point is left out, and a file that exists is never overwritten. A frame that cannot be read gives
+    no file; `encode.json` lists it with the reason.
 
     Args:
         encoder: run folder, or random:NAME.
@@ -78,34 +85,57 @@ def encode(
         data_options: options of the data's reader.
 
     Raises:
-        UserError: the data lack a channel that the encoder takes, or an output exists; nothing is written then.
+        UserError: the data lack a channel that the encoder takes, nothing can be read, or an output exists; nothing
+            is written then.
     """
     from splatlearn.data.scene import Source
-    from splatlearn.errors import ConfigError
+    from splatlearn.engine.checkpoint import replace_file
+    from splatlearn.errors import BadData, ConfigError
     from splatlearn.tasks.base import check_inputs, pick_device, resolve_encoder
 
     if every < 1:
         raise ConfigError(f"--every: 1 or more is needed, got {every}")
+    if size is not None:
+        check_size(size)
+    out = Path(out).expanduser()
     scenes = Source(name=data, options=dict(data_options or {})).scenes()
-    jobs = [job for scene in scenes for job in _jobs(scene, size, every)]
-    there = jobs[0].points().attributes
-    module = resolve_encoder(encoder, encoder_options, available=there, seed=seed).encoder
+    parts = [_survey(scene, size, every) for scene in scenes]
+    usable = [(part.jobs[0], part.channels) for part in parts if part.channels is not None]
+    if not usable:
+        raise BadData(f"--data {data}: nothing can be read: {'; '.join(part.problem for part in parts[:4])}")
+    module = resolve_encoder(encoder, encoder_options, available=usable[0][1].attributes, seed=seed).encoder
     module = module.eval().to(pick_device(device))
-    names = _output_names(jobs, format, out)
-    for name, first in _first_of_each(jobs):
-        check_inputs(module, first.points(), f"--data {data} ({name})", first.scene.up)
+    for job, channels in usable:
+        check_inputs(module, channels, f"--data {data} ({job.name})", job.scene.up)
+    jobs = [job for part in parts for job in part.jobs]
+    named = dict(zip(_output_names(jobs, format, out), jobs, strict=True))
     out.mkdir(parents=True, exist_ok=True)
-    start, files, width = time.perf_counter(), {}, 0
-    for job, name in zip(jobs, names, strict=True):
-        points = job.points()
-        check_inputs(module, points, job.name)
-        features = encode_points(module, points, levels)
-        _write(out / name, points, features, format)
-        files[name], width = len(features), features.shape[1]
-    result = Encoded(files, width, out, time.perf_counter() - start)
     about = {"encoder": encoder, "inputs": list(module.config.inputs), "levels": levels, "data": data}
-    (out / MANIFEST).write_text(json.dumps({**about, "channels": width, "files": files}, indent=2) + "\n")
+    result = _encode_all(module, named, levels, format, out)
+    facts = {**about, "channels": result.channels, "files": result.files, "skipped": result.skipped}
+    replace_file(out / MANIFEST, json.dumps(facts, indent=2) + "\n")
     return result
+
+
+def _encode_all(
+    encoder: "PointEncoder", jobs: Mapping[str, "_Job"], levels: Levels, format: Format, out: Path
+) -> Encoded:
+    """Writes the file of every job that can be read."""
+    from splatlearn.data.scene import Rejected
+    from splatlearn.tasks.base import chosen_levels
+
+    start, files, skipped = time.perf_counter(), {}, {}
+    width = sum(encoder.channels[level] for level in chosen_levels(encoder, levels))
+    for name, job in jobs.items():
+        try:
+            points = job.points()
+        except Rejected as error:
+            skipped[name] = str(error)
+            continue
+        features = encode_points(encoder, points, levels)
+        _write(out / name, points, features, format)
+        files[name] = len(features)
+    return Encoded(files, width, out, time.perf_counter() - start, skipped)
 
 
 class LoadedEncoder:
@@ -177,30 +207,51 @@ class _Job:
         return self.scene.points() if self.view < 0 else self.scene.frames([self.view], self.size).to_points()
 
 
-def _jobs(scene: "Scene", size: tuple[int, int] | None, every: int) -> Iterator[_Job]:
+@dataclass(frozen=True)
+class _Part:
+    """The output files of a scene, and a cloud without points that has its channels.
+
+    They are looked up in the first that can be read, and stand for the rest: nothing is written in vain. Where none
+    can be read there are no `channels`, and `problem` says why.
+    """
+
+    jobs: list[_Job]
+    channels: "Points | None" = None
+    problem: str = ""
+
+
+def _survey(scene: "Scene", size: tuple[int, int] | None, every: int) -> _Part:
+    from splatlearn.data.scene import Rejected
     from splatlearn.errors import MissingData
 
-    flat = scene.name.strip("/").replace("/", "-")
+    flat, problem = scene.name.strip("/").replace("/", "-"), ""
     try:
-        scene.points()
+        return _Part([_Job(flat, scene)], _without_points(scene.points()))
     except MissingData:
-        cameras = scene.cameras
-        if not len(cameras):
-            raise MissingData(f"{scene.name} has neither a point cloud nor posed frames") from None
-        size = size or (cameras.width, cameras.height)
-        for view in range(0, len(cameras), every):
-            yield _Job(f"{flat}-{int(cameras['frame'][view]):06d}", scene, view, size)
-        return
-    yield _Job(flat, scene)
-
-
-def _first_of_each(jobs: list[_Job]) -> Iterator[tuple[str, _Job]]:
-    """The first job of every scene: its channels stand for the rest, so that nothing is written in vain."""
-    seen = set()
+        jobs = _frame_jobs(scene, flat, size, every)
     for job in jobs:
-        if id(job.scene) not in seen:
-            seen.add(id(job.scene))
-            yield job.name, job
+        try:
+            return _Part(jobs, _without_points(job.points()))
+        except Rejected as error:
+            problem = str(error)
+    return _Part(jobs, problem=problem)
+
+
+def _frame_jobs(scene: "Scene", name: str, size: tuple[int, int] | None, every: int) -> list[_Job]:
+    from splatlearn.errors import MissingData
+
+    cameras = scene.cameras
+    if not len(cameras):
+        raise MissingData(f"{scene.name} has neither a point cloud nor posed frames")
+    size = size or (cameras.width, cameras.height)
+    views = range(0, len(cameras), every)
+    return [_Job(f"{name}-{int(cameras['frame'][view]):06d}", scene, view, size) for view in views]
+
+
+def _without_points(points: "Points") -> "Points":
+    import torch
+
+    return points.rows(torch.zeros(0, dtype=torch.int64))
 
 
 def _output_names(jobs: list[_Job], suffix: str, out: Path) -> list[str]:
@@ -210,6 +261,8 @@ def _output_names(jobs: list[_Job], suffix: str, out: Path) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"encode: several clouds would be written to {', '.join(twice[:5])}")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: this is a file; name a folder")
     there = [name for name in [*names, MANIFEST] if (out / name).exists()]
     if there:
         shown = ", ".join(there[:5]) + (f" and {len(there) - 5} more" if len(there) > 5 else "")

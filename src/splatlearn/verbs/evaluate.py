@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from splatlearn.verbs import output_file
+
 if TYPE_CHECKING:
     from splatlearn.tasks.controls import Comparison
     from splatlearn.tasks.evaluation import Evaluation
@@ -51,14 +53,17 @@ def evaluate(
         train_options: options of the training loop.
 
     Raises:
-        UserError: unknown names or options, or data without labels or without what the encoder takes.
+        UserError: unknown names or options, data without labels or without what the encoder takes, or a `json`
+            that cannot be written.
     """
+    from splatlearn.engine.runtime import is_main
     from splatlearn.tasks.evaluation import find_encoder, run_probe
 
+    json = output_file(json, "--json") if json is not None else None
     trial = _trial(task, preset, data, data_options, task_options, train_options, probe, labels, steps, seed)
     resolved = find_encoder(trial, encoder, encoder_options)
     result = run_probe(trial, resolved, encoder, run=run, show=True, encoder_options=encoder_options)
-    if json is not None:
+    if json is not None and is_main():
         result.write(json)
     return result
 
@@ -103,6 +108,7 @@ def evaluate_table(
     """
     from splatlearn.tasks.controls import compare_with_controls
 
+    json = output_file(json, "json") if json is not None else None
     trial = _trial(task, preset, data, data_options, task_options, train_options, seed=seed)
     runs = [run] if isinstance(run, str | Path) else run
     table = compare_with_controls(

@@ -1,7 +1,6 @@
 """`pretrain`: a recipe, an encoder and data, checked together and trained."""
 
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +45,7 @@ def pretrain(
         encoder: sparse_unet, pointnet2, FAMILY.PRESET, or a run folder to start from its weights.
         steps: optimiser steps; by default the preset's.
         seed: of weights, order, masks and noise; 0 by default.
-        resume: auto continues a run folder bit for bit; never refuses one that has a checkpoint.
+        resume: auto continues a run folder bit for bit; never refuses one in which a run has begun.
         data_options: options of the data's reader: `splatlearn list readers NAME`.
         encoder_options: options of the encoder: `splatlearn list encoders NAME`.
         recipe_options: options of the recipe: `splatlearn list recipes NAME`.
@@ -58,7 +57,9 @@ def pretrain(
     """
     from splatlearn.engine.loop import train
     from splatlearn.engine.report import preview, write_report
+    from splatlearn.engine.runtime import is_main
 
+    run = Path(run).expanduser()
     job = plan(
         recipe,
         preset=preset,
@@ -72,9 +73,9 @@ def pretrain(
         train_options=train_options,
     )
     trainable = job.build()
-    summary = train(trainable, job.train, Path(run), resume=resume, settings=job.settings)
-    if os.environ.get("RANK", "0") == "0":
-        write_report(Path(run), preview(trainable))
+    summary = train(trainable, job.train, run, resume=resume, settings=job.settings)
+    if is_main():
+        write_report(run, preview(trainable))
     return summary
 
 
@@ -179,6 +180,8 @@ def plan(
 
     defaults, problems = read_preset(f"{recipe}.{preset}"), _Problems()
     given = {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
+    if steps is not None and steps < 1:
+        problems.lines.append(f"--steps: 1 or more is needed, got {steps}")
     train = merge(merge(defaults.train, train_options or {}), given)
     name = problems.catch(lambda: pick_encoder(encoder, defaults.encoders)) or ""
     source = Source(
@@ -200,9 +203,8 @@ def plan(
         "preset": preset,
         "recipe_options": to_options(config),
         "encoder": {"name": name, "options": to_options(encoder_config) if encoder_config else {}},
-        "data": {"name": source.name, "options": dict(source.options)},
+        "data": {"name": source.name, "options": source.resolved()},
         "train": to_options(train_config),
-        "seed": train_config.seed,
     }
     return Job(
         recipe=recipe,

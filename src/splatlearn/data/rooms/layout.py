@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from splatlearn.data.rooms import seating, small, storage
+from splatlearn.data.rooms import seating, small, woodwork
 from splatlearn.data.rooms.finishes import Finishes
 from splatlearn.data.rooms.floorplan import STEP, Floorplan, footprint
 from splatlearn.data.rooms.furniture import Maker, Piece, Surface, chance, span
@@ -187,20 +187,20 @@ def _sleeping(room: Room) -> None:
     base = _standing(room, found)
     for side in (-1, 1):
         if chance(room.rng, 0.75):
-            stand = storage.nightstand(room.rng, room.finishes)
+            stand = woodwork.nightstand(room.rng, room.finishes)
             x = side * (base.piece.size[0] + stand.size[0] + 0.06) / 2
             y = (base.piece.size[1] - stand.size[1]) / 2 - 0.01
             room.try_floor(stand, _offset(base, x, y), base.yaw)
     if chance(room.rng, 0.7):
-        against_wall(room, storage.wardrobe)
+        against_wall(room, woodwork.wardrobe)
 
 
 def _lounging(room: Room) -> None:
     found = against_wall(room, seating.sofa, gap=0.02, tries=20)
     if found >= 0 and chance(room.rng, 0.75):
-        _before(room, found, storage.coffee_table, (0.25, 0.45), 0.0)
+        _before(room, found, woodwork.coffee_table, (0.25, 0.45), 0.0)
     if chance(room.rng, 0.5):
-        against_wall(room, storage.dresser)
+        against_wall(room, woodwork.dresser)
     if chance(room.rng, 0.35):
         anywhere(room, seating.sofa, 0.1)
     if chance(room.rng, 0.6):
@@ -208,29 +208,29 @@ def _lounging(room: Room) -> None:
 
 
 def _working(room: Room) -> None:
-    found = against_wall(room, storage.desk, tries=16)
+    found = against_wall(room, woodwork.desk, tries=16)
     if found >= 0:
         _before(room, found, seating.chair, (0.0, 0.25), span(room.rng, -0.2, 0.2), np.pi)
     if chance(room.rng, 0.5):
-        against_wall(room, storage.bookshelf)
+        against_wall(room, woodwork.bookshelf)
 
 
 def _reading(room: Room) -> None:
     for _ in range(1 + chance(room.rng, 0.5)):
-        against_wall(room, storage.bookshelf, tries=14)
+        against_wall(room, woodwork.bookshelf, tries=14)
     if chance(room.rng, 0.4):
         against_wall(room, small.floor_lamp)
 
 
 def _storing(room: Room) -> None:
-    against_wall(room, storage.dresser if chance(room.rng, 0.6) else storage.wardrobe, tries=14)
+    against_wall(room, woodwork.dresser if chance(room.rng, 0.6) else woodwork.wardrobe, tries=14)
 
 
 def _dining(room: Room) -> None:
     turn = 0.0 if chance(room.rng, 0.7) else span(room.rng, -0.5, 0.5)
-    found = anywhere(room, storage.table, 0.3, tries=25, yaw=turn)
+    found = anywhere(room, woodwork.table, 0.3, tries=25, yaw=turn)
     if found < 0:
-        found = against_wall(room, storage.table)
+        found = against_wall(room, woodwork.table)
     if found < 0:
         return
     base = _standing(room, found)
@@ -265,7 +265,7 @@ def _decorating(room: Room) -> None:
     elif chance(room.rng, 0.7):
         anywhere(room, small.floor_plant, 0.02)
     if chance(room.rng, 0.3):
-        anywhere(room, storage.coffee_table, 0.1)
+        anywhere(room, woodwork.coffee_table, 0.1)
     if chance(room.rng, 0.25):
         against_wall(room, small.floor_lamp)
     if chance(room.rng, 0.35):
@@ -301,8 +301,8 @@ def _in_pillar(shell: Shell, x: float, y: float) -> bool:
 def _hang_on_walls(room: Room) -> None:
     """Pictures, at times cabinets and shelves, where a wall is empty."""
     makers: list[tuple[Maker, tuple[float, float]]] = []
-    makers += [(storage.wall_cabinet, (1.35, 1.6))] * (int(room.rng.integers(1, 4)) if chance(room.rng, 0.3) else 0)
-    makers += [(storage.wall_shelf, (1.15, 1.7))] * int(room.rng.integers(0, 3))
+    makers += [(woodwork.wall_cabinet, (1.35, 1.6))] * (int(room.rng.integers(1, 4)) if chance(room.rng, 0.3) else 0)
+    makers += [(woodwork.wall_shelf, (1.15, 1.7))] * int(room.rng.integers(0, 3))
     makers += [(small.picture, (0.95, 1.6))] * int(room.rng.integers(2, 7))
     for make, heights in makers:
         _hang(room, make(room.rng, room.finishes), heights)

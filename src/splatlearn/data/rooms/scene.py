@@ -1,21 +1,26 @@
 """Rooms as scenes. Legend: V views, H W pixels, N points, M boxes. Metres, world, +z up."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from splatlearn import registry
-from splatlearn.data.imagery import gather_depth, read_color, read_depth, resample_indices
+from splatlearn.data.imagery import UnreadableImage, gather_depth, read_color, read_depth, resample_indices
 from splatlearn.data.rooms.cache import LENGTH_UNIT, Recipe, ensure
 from splatlearn.data.rooms.classes import CLASSES, LABELS, STRUCTURE
 from splatlearn.data.scene import Reader, Scene
+from splatlearn.errors import BadData
 from splatlearn.structures import Boxes, Cameras, Frames, Points
+
+T = TypeVar("T")
 
 
 class RoomMesh(NamedTuple):
@@ -108,7 +113,9 @@ class RoomsScene(Scene):
     def frames(self, views: Sequence[int], size: tuple[int, int]) -> Frames:
         """The chosen views at (width, height), with `depth` (V H W) metres, 0 = none."""
         cameras = self.cameras.rows(torch.as_tensor(list(views), dtype=torch.int64))
-        images = [read_color(self._file("color", view, "jpg"), size) for view in views]
+        images = [
+            _read(self.folder, _file("color", view, "jpg"), lambda path: read_color(path, size)) for view in views
+        ]
         depth = [self._nearest("depth", view, size, LENGTH_UNIT) for view in views]
         width, height = size
         pixels = np.stack(images) if images else np.zeros((0, height, width, 3), np.uint8)
@@ -132,11 +139,11 @@ class RoomsScene(Scene):
 
     def points(self) -> Points:
         """Every visible surface: `color` in [0, 1], `normal` towards the viewer, `label`, `instance`."""
-        with np.load(self.folder / "cloud.npz") as data:
-            xyz = torch.from_numpy(data["xyz"].astype(np.float32) * np.float32(LENGTH_UNIT))
-            normal = torch.from_numpy(data["normal"].astype(np.float32))
-            color = torch.from_numpy(data["color"].astype(np.float32) / 255)
-            instance = torch.from_numpy(data["instance"].astype(np.int64))
+        data = _read(self.folder, "cloud.npz", _arrays)
+        xyz = torch.from_numpy(data["xyz"].astype(np.float32) * np.float32(LENGTH_UNIT))
+        normal = torch.from_numpy(data["normal"].astype(np.float32))
+        color = torch.from_numpy(data["color"].astype(np.float32) / 255)
+        instance = torch.from_numpy(data["instance"].astype(np.int64))
         normal = torch.nn.functional.normalize(normal, dim=1)
         attributes = {
             "color": color,
@@ -162,31 +169,51 @@ class RoomsScene(Scene):
 
     def mesh(self) -> RoomMesh:
         """The surface that everything else was sampled from."""
-        with np.load(self.folder / "mesh.npz") as data:
-            instance = torch.from_numpy(data["instance"].astype(np.int64))
-            return RoomMesh(
-                torch.from_numpy(data["vertices"]),
-                torch.from_numpy(data["faces"]),
-                self.instance_labels[instance],
-                instance,
-                torch.from_numpy(data["color"].astype(np.float32) / 255),
-            )
+        data = _read(self.folder, "mesh.npz", _arrays)
+        instance = torch.from_numpy(data["instance"].astype(np.int64))
+        return RoomMesh(
+            torch.from_numpy(data["vertices"]),
+            torch.from_numpy(data["faces"]),
+            self.instance_labels[instance],
+            instance,
+            torch.from_numpy(data["color"].astype(np.float32) / 255),
+        )
 
     @property
     def instance_labels(self) -> Tensor:
         """(M) int64 class of every instance, structure included."""
         return _boxes(self.folder)["labels"]
 
-    def _file(self, kind: str, view: int, suffix: str) -> Path:
-        return self.folder / kind / f"{int(view):06d}.{suffix}"
-
     def _nearest(self, kind: str, view: int, size: tuple[int, int], scale: float) -> np.ndarray:
-        stored = read_depth(self._file(kind, view, "png"), scale)
+        stored = _read(self.folder, _file(kind, view, "png"), lambda path: read_depth(path, scale))
         native = (stored.shape[1], stored.shape[0])
         if size == native:
             return stored
         rows, columns = resample_indices(_unit(native), _unit(size), native, size)
         return gather_depth(stored, rows, columns)
+
+
+def _file(kind: str, view: int, suffix: str) -> str:
+    return f"{kind}/{int(view):06d}.{suffix}"
+
+
+def _read(room: Path, file: str, reader: Callable[[Path], T]) -> T:
+    """What `reader` makes of a file of the cache.
+
+    Raises:
+        BadData: it cannot be read; not `Rejected`, since another draw would not mend the room.
+    """
+    try:
+        return reader(room / file)
+    except (UnreadableImage, OSError, EOFError, ValueError, BadZipFile, ZlibError) as error:
+        raise BadData(
+            f"{room / file}: damaged ({error}); delete the folder {room}, and the room is made again"
+        ) from error
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as data:
+        return {name: data[name] for name in data.files}
 
 
 def _unit(size: tuple[int, int]) -> np.ndarray:
@@ -196,8 +223,8 @@ def _unit(size: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _cameras(folder: Path) -> Cameras:
-    with np.load(folder / "cameras.npz") as data:
-        poses, intrinsics, (width, height) = data["poses"], data["intrinsics"], data["size"].tolist()
+    data = _read(folder, "cameras.npz", _arrays)
+    poses, intrinsics, (width, height) = data["poses"], data["intrinsics"], data["size"].tolist()
     count = len(poses)
     return Cameras(
         world_to_camera=torch.from_numpy(np.linalg.inv(poses)).float(),
@@ -211,8 +238,7 @@ def _cameras(folder: Path) -> Cameras:
 
 @lru_cache(maxsize=1024)
 def _boxes(folder: Path) -> dict[str, Tensor]:
-    with np.load(folder / "boxes.npz") as data:
-        stored = {name: torch.from_numpy(data[name]) for name in data.files}
+    stored = {name: torch.from_numpy(array) for name, array in _read(folder, "boxes.npz", _arrays).items()}
     return {**stored, "labels": stored["labels"].long()}
 
 
@@ -233,6 +259,7 @@ class RoomsReader(Reader):
         path: not used; rooms come from their seed.
     """
 
+    needs_path = False
     classes = CLASSES
 
     def __init__(self, config: RoomsConfig, path: Path | None = None) -> None:

@@ -4,15 +4,17 @@ Legend: N hits, F triangles, T texels of all mip levels of all materials. One th
 """
 
 import math
+from pathlib import Path
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from splatlearn.ops.compilation import compiled
 
 Single = NDArray[np.float32]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled(Path(__file__), nogil=True)
 def shade(
     face: NDArray[np.int32],
     u: Single,

@@ -1,7 +1,5 @@
 """`view`: what is drawn, what it can be coloured by, what is refused; the page, with viser and without."""
 
-import shutil
-import socket
 from types import SimpleNamespace
 
 import numpy as np
@@ -361,49 +359,6 @@ class TestControls:
         monkeypatch.setattr(view_page, "import_viser", lambda: SimpleNamespace(ViserServer=refuse))
         with pytest.raises(UserError, match=r"--host 127\.0\.0\.1 --port 8099: cannot listen there"):
             page_of(splat)
-
-
-@pytest.mark.slow
-class TestBrowser:
-    """The page in headless Chromium."""
-
-    @pytest.fixture(params=["splat", "cloud"])
-    def page(self, request):
-        pytest.importorskip("viser", reason="viser is absent: pip install 'splatlearn[view]'")
-        if not shutil.which("chromium"):
-            pytest.skip("no program `chromium` on the PATH")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shown = load_shown(str(request.getfixturevalue(request.param)), "", "z", {})
-        page = view_page.Page(shown, choose_view(shown, (80, 60), None), "rgb", "127.0.0.1", port)
-        yield page
-        page.stop()
-
-    def test_it_opens_is_not_blank_and_controls_change_it(self, page, tmp_path):
-        from verbs.chromium import Chromium
-
-        with Chromium(page.url, tmp_path / "profile") as browser:
-            browser.until(lambda: browser.run("document.querySelectorAll('canvas').length"))
-            browser.until(lambda: browser.run("document.querySelectorAll('input[type=checkbox]').length >= 2"))
-            colorful = browser.until(lambda: saturated(browser.picture()) > 200 and browser.picture())
-            page.color.value = "height"
-            browser.until(lambda: differing(browser.picture(), colorful) > 200)
-            tall = browser.picture()
-            browser.run("document.querySelectorAll('input[type=checkbox]')[0].click()")
-            browser.until(lambda: not page.visible.value)
-            browser.until(lambda: differing(browser.picture(), tall) > 200)
-
-
-def saturated(picture):
-    """Pixels of a strong colour in the canvas, left of the panel."""
-    canvas = picture[:, :400].astype(int)
-    return int((canvas.max(-1) - canvas.min(-1) > 80).sum())
-
-
-def differing(picture, other):
-    """Pixels of the canvas that are clearly not those of the other picture."""
-    return int((np.abs(picture[:, :400].astype(int) - other[:, :400]).max(-1) > 30).sum())
 
 
 def test_sets_without_cameras_have_none():

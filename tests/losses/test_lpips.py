@@ -75,7 +75,7 @@ class TestDistance:
         assert torch.allclose(loss(first, second), twin_distance(twin, first, second).mean(), rtol=1e-4)
 
     def test_agrees_with_torchmetrics(self, loss: LPIPS, twin: nn.Sequential, pictures) -> None:
-        pytest.importorskip("torchvision")
+        pytest.importorskip("torchvision", reason="torchvision is absent: its VGG16 is the oracle")
         from torchmetrics.functional.image.lpips import _LPIPS
 
         official = _LPIPS(net="vgg", pnet_rand=True)

@@ -217,8 +217,7 @@ def _bands(layout: Layout, drawn: Drawn, counts: np.ndarray, workers: int) -> It
         end = max(begin + 1, int(np.searchsorted(by_tile, by_tile[begin] + ENTRIES, "right")) - 1)
         hits = int(drawn.tile_starts[begin]), int(drawn.tile_starts[end])
         starts = before[hits[0] : hits[1] + 1] - before[hits[0]]
-        # Room for a whole tile behind the last entry: a hit is written before its end is known.
-        room = int(starts[-1]) + projection.TILE**2
+        room = int(starts[-1])
         entries = (starts, np.empty(room, np.uint8), np.empty(room, np.float32), slot_hits)
         channels.list_weights((begin, end), drawn.binned, layout.stops, layout.size, workers, entries)
         yield Band((begin, end), hits, entries)

@@ -317,6 +317,23 @@ def list_weights(
 
 
 @helper
+def entries_of(
+    slot: int, local: int, box: np.ndarray, bounds: tuple[int, int], band: Band
+) -> tuple[int, int, int, int]:
+    """First and past-last entry of a pair's slot, none where it lies outside the band, and its tile's left and top.
+
+    local: number of the slot within its pair. box: of the pair. bounds: first and past-last hit of the band.
+    """
+    entry_starts, _, _, slot_hits = band
+    hit: int = slot_hits[slot]
+    across: int = box[1] - box[0]
+    left, top = (box[0] + local % across) * TILE, (box[2] + local // across) * TILE
+    if hit < bounds[0] or hit >= bounds[1]:
+        return 0, 0, left, top
+    return entry_starts[hit - bounds[0]], entry_starts[hit - bounds[0] + 1], left, top
+
+
+@helper
 def gather_pair(
     pair: int,
     i: int,
@@ -333,16 +350,11 @@ def gather_pair(
 ) -> None:
     """One Gaussian in one view of `gather`; arrays are flat."""
     _, boxes, _, _, slot_starts = binned
-    entry_starts, places, values, slot_hits = band
+    _, places, values, _ = band
     width, height = size
-    box = boxes[pair]
     for slot in range(slot_starts[pair], slot_starts[pair + 1]):
-        hit = slot_hits[slot]
-        if hit < bounds[0] or hit >= bounds[1]:
-            continue
-        local, across = slot - slot_starts[pair], box[1] - box[0]
-        left, top = (box[0] + local % across) * TILE, (box[2] + local // across) * TILE
-        for e in range(entry_starts[hit - bounds[0]], entry_starts[hit - bounds[0] + 1]):
+        begin, end, left, top = entries_of(slot, slot - slot_starts[pair], boxes[pair], bounds, band)
+        for e in range(begin, end):
             x, y = pixel_of(places[e], left, top)
             start = ((view * height + y) * width + x) * channels
             gains[e] = add_and_dot(by_features, i * channels, by_output, start, values[e], features, channels)
@@ -408,15 +420,11 @@ def lift_pair(
     """Adds a pair's weights to `shares` (coarse rows, coarse columns) through the adjoint of bilinear reading; returns
     their sum and the rows that were touched."""
     _, boxes, _, _, slot_starts = binned
-    entry_starts, places, values, slot_hits = band
-    box, total, lowest, highest = boxes[pair], 0.0, coarse[1], -1
+    _, places, values, _ = band
+    total, lowest, highest = 0.0, coarse[1], -1
     for slot in range(slot_starts[pair], slot_starts[pair + 1]):
-        hit = slot_hits[slot]
-        if hit < bounds[0] or hit >= bounds[1]:
-            continue
-        local, across = slot - slot_starts[pair], box[1] - box[0]
-        left, top = (box[0] + local % across) * TILE, (box[2] + local // across) * TILE
-        for e in range(entry_starts[hit - bounds[0]], entry_starts[hit - bounds[0] + 1]):
+        begin, end, left, top = entries_of(slot, slot - slot_starts[pair], boxes[pair], bounds, band)
+        for e in range(begin, end):
             x, y = pixel_of(places[e], left, top)
             x0, x1, across_share = taps(x, size[0], coarse[0])
             y0, y1, down_share = taps(y, size[1], coarse[1])

@@ -12,12 +12,14 @@ from splatlearn.config import configure
 from splatlearn.data.augment import transform_cameras
 from splatlearn.errors import ConfigError, UserError
 from splatlearn.heads.attention import ImageAttention, ImageAttentionConfig
+from splatlearn.heads.decoder import gather_pixels
 from splatlearn.heads.epipolar import (
     EpipolarConfig,
     EpipolarTransformer,
     RayAttention,
 )
 from splatlearn.heads.epipolar_lines import epipolar_lines, relative_disparity, view_pairs
+from splatlearn.structures import Packed
 
 TINY = {
     "width": 16,
@@ -152,6 +154,16 @@ class TestTransformer:
         out.square().sum().backward()
         assert features.grad is not None and bool((features.grad.abs().sum(1) > 0).all())
         assert all(parameter.grad is not None for parameter in network.parameters())
+
+    @pytest.mark.parametrize("kernel", [1, 3])
+    def test_wanted_pixels_alone(self, kernel: int) -> None:
+        network, cameras = tiny(refinement_kernel=kernel), cameras_around((2,))
+        features = torch.randn(2, 16, 24, 32, dtype=torch.float64, requires_grad=True)
+        rows = Packed(counts=(3, 2), attributes={"pixel": torch.tensor([0, 767, 5, 400, 33])})
+        found, expected = network(features, cameras, rows=rows), gather_pixels(network(features, cameras), rows)
+        assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+        both = [torch.autograd.grad(out.square().sum(), features)[0] for out in (found, expected)]
+        assert torch.allclose(*both, rtol=1e-10, atol=1e-12)
 
     def test_items_do_not_see_each_other(self) -> None:
         network = tiny(views=3)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from splatlearn.config import require
 from splatlearn.errors import UserError
 from splatlearn.heads.attention import ImageAttention, ImageAttentionConfig, fourier_code
+from splatlearn.heads.decoder import gather_pixels
 from splatlearn.heads.epipolar_lines import epipolar_lines, relative_disparity, sample_features, view_pairs
-from splatlearn.structures import Cameras
+from splatlearn.structures import Cameras, Packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,13 @@ class EpipolarTransformer(nn.Module):
         )
 
     def forward(
-        self, features: Tensor, cameras: Cameras, *, order: Tensor | None = None, bounds: Tensor | None = None
+        self,
+        features: Tensor,
+        cameras: Cameras,
+        *,
+        order: Tensor | None = None,
+        bounds: Tensor | None = None,
+        rows: Packed | None = None,
     ) -> Tensor:
         """Features that have seen the other views.
 
@@ -102,9 +109,11 @@ class EpipolarTransformer(nn.Module):
             order: (V) int64, a random permutation of 0..n-1 within each item of n views; tells views apart. It
                 is drawn with the sample. Needed when the config allows more than 2 views, not read otherwise.
             bounds: (V 2) near and far along the rays, metres; left out, those of the config.
+            rows: the pixels that are wanted (`gather_pixels`); left out, all. With a refinement kernel of 1 no
+                other pixel is refined, which saves most of the time where few are wanted.
 
         Returns:
-            (V C H W).
+            (V C H W), or (N C) of N rows.
 
         Raises:
             UserError: sizes that do not fit, an item with one view or too many, or no `order` for 3 views.
@@ -119,7 +128,11 @@ class EpipolarTransformer(nn.Module):
             tokens = block(tokens, contexts)
         # Channels first in memory: the backward pass of large convolutions is then up to twice as fast on a CPU.
         high = self.upscale(tokens.permute(0, 3, 1, 2)).contiguous()
-        return self.refine(high) + high
+        if rows is not None and self.config.refinement_kernel == 1:
+            wanted = gather_pixels(high, rows).t()[None, :, :, None]
+            return (self.refine(wanted) + wanted)[0, :, :, 0].t()
+        refined = self.refine(high) + high
+        return refined if rows is None else gather_pixels(refined, rows)
 
     def _contexts(
         self, low: Tensor, cameras: Cameras, order: Tensor | None, bounds: Tensor | None

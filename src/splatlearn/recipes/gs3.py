@@ -21,7 +21,7 @@ from splatlearn.data.scene import Scene, Source, require_known
 from splatlearn.encoders.base import PointEncoder, calibrate
 from splatlearn.engine import plots
 from splatlearn.engine.trainable import Progress, Recipe, Step
-from splatlearn.heads.decoder import FeatureDecoder, gather_pixels
+from splatlearn.heads.decoder import FeatureDecoder
 from splatlearn.heads.epipolar import EpipolarConfig, EpipolarTransformer, view_pairs
 from splatlearn.heads.gaussians import DepthConfig, DepthHead, OffsetConfig, OffsetHead
 from splatlearn.losses.photometric import LPIPS, mse, psnr
@@ -212,8 +212,7 @@ class GS3(Recipe[Views]):
         if self.epipolar is not None:
             width, height = frames.cameras.width, frames.cameras.height
             grid = self.decoder.to_grid(decoded, points, width, height)
-            grid = self.epipolar(grid, frames.cameras, order=frames["order"])
-            seen = gather_pixels(grid, points)
+            seen = self.epipolar(grid, frames.cameras, order=frames["order"], rows=points)
             decoded = decoded + self.gate * seen if self.config.feature_skip else seen
         return self.head(decoded, points, frames.cameras).join(frames.counts)
 

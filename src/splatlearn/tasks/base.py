@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from splatlearn import registry
 from splatlearn.data.scene import Source
@@ -57,9 +58,10 @@ class LinearProbe(nn.Module):
         self.register_buffer("best", torch.zeros((), dtype=torch.int64))
 
     def each(self, features: Tensor) -> list[Tensor]:
-        """(N K) outputs of every layer."""
-        normal = self.norm(features)
-        return [head(normal) for head in self.heads]
+        """(N K) outputs of every layer, from one matrix product: K is small, and C is read once."""
+        weight, bias = (torch.cat([getattr(head, name) for head in self.heads]) for name in ("weight", "bias"))
+        outputs = functional.linear(self.norm(features), weight, bias)
+        return [*outputs.chunk(len(self.heads), 1)]
 
     def forward(self, features: Tensor) -> Tensor:
         """(N C) -> (N K) by the chosen layer."""

@@ -40,39 +40,27 @@ class _SparseConvolution(torch.autograd.Function):
 
 
 def _correlate(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
-    """(T O) = sum over offsets of features[sources] @ weight, added up in float32 at least and rounded once.
-
-    One buffer serves all offsets.
-    """
-    rows, width = max(map(len, kernel_map.sources)), weight.shape[2]
-    gathered = features.new_empty(rows, features.shape[1])
-    product = features.new_empty(rows, width)
+    """(T O) = sum over offsets of features[sources] @ weight, added up in float32 at least and rounded once."""
     precision = torch.promote_types(features.dtype, torch.float32)
     if kernel_map.identity is None:
-        result = features.new_zeros(kernel_map.target_rows, width, dtype=precision)
+        result = features.new_zeros(kernel_map.target_rows, weight.shape[2], dtype=precision)
     else:
         result = (features @ weight[kernel_map.identity]).to(precision)
-    for k, (sources, targets) in enumerate(zip(kernel_map.sources, kernel_map.targets)):
-        if n := len(sources):
-            torch.index_select(features, 0, sources, out=gathered[:n])
-            torch.mm(gathered[:n], weight[k], out=product[:n])
-            result.index_add_(0, targets, product[:n].to(precision))
+    for sources, targets, matrix in zip(kernel_map.sources, kernel_map.targets, weight.unbind()):
+        if len(sources):
+            result.index_add_(0, targets, features.index_select(0, sources).mm(matrix).to(precision))
     return result.to(features.dtype)
 
 
 def _weight_gradient(features: Tensor, gradient: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
     """(K I O) = features[sources]^T @ gradient[targets] per offset."""
     result = torch.zeros_like(weight, memory_format=torch.contiguous_format)
-    rows = max(map(len, kernel_map.sources))
-    left = features.new_empty(rows, features.shape[1])
-    right = gradient.new_empty(rows, gradient.shape[1])
+    matrices = result.unbind()
     if kernel_map.identity is not None:
-        torch.mm(features.t(), gradient, out=result[kernel_map.identity])
-    for k, (sources, targets) in enumerate(zip(kernel_map.sources, kernel_map.targets)):
-        if n := len(sources):
-            torch.index_select(features, 0, sources, out=left[:n])
-            torch.index_select(gradient, 0, targets, out=right[:n])
-            torch.mm(left[:n].t(), right[:n], out=result[k])
+        torch.mm(features.t(), gradient, out=matrices[kernel_map.identity])
+    for sources, targets, matrix in zip(kernel_map.sources, kernel_map.targets, matrices):
+        if len(sources):
+            torch.mm(features.index_select(0, sources).t(), gradient.index_select(0, targets), out=matrix)
     return result
 
 

@@ -47,6 +47,7 @@ class SegmentationConfig:
         finetune_steps: optimiser steps when the encoder trains.
         finetune_batch: crops a step when the encoder trains.
         finetune_learning_rate: peak when the encoder trains, for pre-trained and new weights alike.
+        finetune_head_rate: times the head's rate is that; a head starts from nothing even where the encoder does not.
         weight_decay: of AdamW.
         calibration: batches without gradient that set a frozen encoder's batch-norm statistics.
         calibrate: which frozen encoders get that: `random` ones, or `all`, which adapts pre-trained ones to these
@@ -68,6 +69,7 @@ class SegmentationConfig:
     finetune_steps: int = 400
     finetune_batch: int = 4
     finetune_learning_rate: float = 2e-3
+    finetune_head_rate: float = 30.0
     weight_decay: float = 0.02
     calibration: int = 50
     calibrate: Literal["random", "all"] = "random"
@@ -75,7 +77,7 @@ class SegmentationConfig:
 
     def __post_init__(self) -> None:
         counts = ("crop", "rows", "steps", "batch", "finetune_steps", "finetune_batch")
-        rates = ("decoder_learning_rate", "finetune_learning_rate")
+        rates = ("decoder_learning_rate", "finetune_learning_rate", "finetune_head_rate")
         floors = ("voxel", "lovasz", "weight_decay", "calibration", "memory")
         at = {name: getattr(self, name) for name in (*counts, *rates, *floors)}
         require(
@@ -101,7 +103,7 @@ class SegmentationConfig:
             "crop": 6000,
             "rows": 2048,
             "steps": 200,
-            "finetune_steps": 100,
+            "finetune_steps": 200,
             "finetune_batch": 2,
         },
     },
@@ -157,15 +159,16 @@ class Segmentation(Task[Cloud]):
 
     @classmethod
     def training(cls, config: SegmentationConfig, probe: ProbeName) -> dict[str, Any]:
-        """AdamW with one cycle (Sonata's probes), the encoder and its head at one rate."""
+        """AdamW with one cycle (Sonata's probes)."""
         full, highest = probe == "finetune", config.learning_rates[0]
         peaks = {"linear": highest, "decoder": config.decoder_learning_rate, "finetune": config.finetune_learning_rate}
         each = {f"probe.heads.{i}.*": rate / highest for i, rate in enumerate(config.learning_rates)}
+        rates = {"linear": each, "decoder": {}, "finetune": {"probe.*": config.finetune_head_rate}}
         return {
             "steps": config.finetune_steps if full else config.steps,
             "batch": config.finetune_batch if full else config.batch,
             "learning_rate": peaks[probe],
-            "rates": each if probe == "linear" else {},
+            "rates": rates[probe],
             "weight_decay": config.weight_decay,
             "schedule": "one-cycle",
             "warmup": 0.1,

@@ -256,7 +256,7 @@ class TestOnCuda:
         """Nothing to see, opacities of 0 and 1, a quaternion of length 0, scales of 0 and of kilometres."""
         cloud, cameras = random_gaussians(40), random_cameras(2)
         cloud.opacities[:4] = torch.tensor([0.0, 1.0, 0.0039, 1.0])
-        cloud.quaternions[4:8], cloud.scales[8:12], cloud.scales[12, 0] = 0, 0, 1e4
+        cloud.quaternions[4:8], cloud.scales[8:12], cloud.scales[12] = 0, 0, 1e4
         behind = replace(cloud, means=cloud.means * torch.tensor([1.0, 1.0, -1.0]))
         for scene in (cloud, behind, random_gaussians(0)):
             found, expected = (run(scene, cameras, 3, options, "cuda") for options in (GSPLAT, REFERENCE))

@@ -14,6 +14,7 @@ import pytest
 from splatlearn import cli, verbs
 from splatlearn.cli import main, parse
 from splatlearn.errors import BadData, ConfigError
+from splatlearn.verbs import doctor
 
 SURFACE = """
 demo
@@ -388,9 +389,38 @@ class TestListAndDoctor:
         for expected in ("torch", "reference", "cuda", "worlds", "OMP_NUM_THREADS"):
             assert expected in text
 
+    @pytest.mark.parametrize(
+        ("absent", "hindrance", "expected"),
+        [
+            ("", "", ("float32 on CUDA takes gsplat", "gsplat installed")),
+            ("no gsplat", "", ("float32 on CUDA takes reference, slow", "gsplat inactive: no gsplat")),
+            ("", "no driver", ("would take gsplat; there is none here", "gsplat inactive: no driver", "cuda inactive")),
+            ("no gsplat", "no driver", ("would take reference, slow", "inactive: no gsplat; no driver")),
+        ],
+    )
+    def test_doctor_says_which_backend_and_why_not_the_others(self, capsys, monkeypatch, absent, hindrance, expected):
+        monkeypatch.setattr(doctor, "_gsplat", lambda: absent)
+        monkeypatch.setattr(doctor, "_no_cuda", lambda: hindrance)
+        assert main(["doctor"]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert "float32 on the CPU takes cpu" in text
+        for line in expected:
+            assert line in text
+
+    def test_doctor_knows_whether_gsplat_is_there(self, monkeypatch):
+        monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+        assert "splatlearn[cuda]" in doctor._gsplat()
+        monkeypatch.setattr(doctor, "find_spec", lambda name: name)
+        assert not doctor._gsplat()
+
     def test_doctor_tries_the_backends(self, capsys):
+        import torch
+
         assert main(["doctor", "--full"]) == 0
-        assert capsys.readouterr().out.count("renders (greatest alpha 0.85") == 2
+        text = capsys.readouterr().out
+        assert text.count("renders (greatest alpha 0.85") == 2
+        expected = "gsplat not tried: torch finds no CUDA device"
+        assert (expected in " ".join(text.split())) != torch.cuda.is_available()
 
     def test_extras_are_those_of_the_project(self):
         import tomllib

@@ -17,7 +17,7 @@ from splatlearn.ops.sparse_conv import sparse_convolution
 from splatlearn.ops.voxels import Voxels, coarsen, pack_keys, strided_map, submanifold_map, unique_voxels
 from splatlearn.recipes.gs3 import Views
 from splatlearn.registry import encoders
-from splatlearn.splatting import RenderOptions, render
+from splatlearn.splatting import RenderOptions, lift, render
 from splatlearn.structures import Packed
 from splatlearn.verbs.pretrain import plan
 from splatting.scenes import random_cameras, random_gaussians
@@ -108,6 +108,19 @@ def test_render(device):
         return with_gradients(draw, *(getattr(scene, name).to(where) for name in names))
 
     for mine, theirs in zip(pictures(device, "reference"), pictures("cpu", "cpu"), strict=True):
+        same(mine, theirs, 2e-3)
+
+
+@pytest.mark.parametrize("variant", ["exact", "projected"])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_lift(device, variant, backend):
+    scene, cameras = random_gaussians(60, items=2), random_cameras(2, items=2)
+    maps = torch.randn(4, 3, 7, 11, generator=torch.Generator().manual_seed(0))
+    expected = lift(maps, scene, cameras, variant=variant, options=RenderOptions(backend="cpu"))
+    moved = maps.to(device), scene.to(device), cameras.to(device)
+    found = lift(*moved, variant=variant, options=RenderOptions(backend=backend))
+    assert found.sums.device.type == device.type
+    for mine, theirs in zip(found, expected, strict=True):
         same(mine, theirs, 2e-3)
 
 

@@ -1,5 +1,6 @@
-"""Feature channels in `render`: both backends, gradients, fixed sums, and what is defined at the edges."""
+"""Feature channels in `render`: every backend, gradients, fixed sums, and what is defined at the edges."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from splatlearn.errors import UserError
 from splatlearn.splatting import RenderOptions, render
 from splatlearn.splatting import cpu as cpu_backend
+from splatting.gsplat_stand_in import installed
 from splatting.scenes import INPUTS, assemble, random_cameras, random_gaussians, relative_error, tensors_of
 
 CPU, REFERENCE = RenderOptions(backend="cpu"), RenderOptions(backend="reference")
@@ -74,8 +76,12 @@ def test_features_equal_to_colour_look_like_it():
     torch.testing.assert_close(rendering.features, rendering.color, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [CPU, REFERENCE], ids=["cpu", "reference"])
 class TestEdges:
+    @pytest.fixture(params=["cpu", "reference", "gsplat"])
+    def options(self, request):
+        with installed() if request.param == "gsplat" else nullcontext():
+            yield RenderOptions(backend=request.param)
+
     def test_no_gaussians(self, options):
         seen = render(random_gaussians(0), random_cameras(2), torch.zeros(0, 7), options=options)
         assert seen.features.shape == (2, 7, 28, 44)

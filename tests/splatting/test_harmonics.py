@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from splatlearn.errors import UserError
 from splatlearn.splatting import harmonics
@@ -57,18 +56,3 @@ def test_length_of_a_direction_does_not_matter_and_color_is_cut_at_zero():
 def test_wrong_number_of_coefficients_is_named(coefficients):
     with pytest.raises(UserError, match=f"{coefficients} coefficients.*1, 4, 9, 16 or 25"):
         harmonics.degree_of(coefficients)
-
-
-@pytest.mark.parametrize("case", ["projection_and_sh_1_camera", "projection_and_sh_3_cameras"])
-@pytest.mark.parametrize("degree", range(5))
-def test_parity_with_gsplat(shared_parity, case, degree):
-    io = load_file(shared_parity / "gsplat" / case / "io.safetensors")
-    sh, seen = io["in.sh"].requires_grad_(), io["in.dirs"].requires_grad_()
-    color = harmonics.evaluate(sh[:, : (degree + 1) ** 2], seen)
-    by_sh, by_direction = torch.autograd.grad(
-        (color * io["in.cotangent.sh_colors"]).sum(), [sh, seen], allow_unused=True
-    )
-    assert torch.allclose(color, io[f"out.sh.degree{degree}"], rtol=1e-9, atol=1e-10)
-    assert torch.allclose(by_sh, io[f"grad.sh.degree{degree}.sh"], rtol=1e-9, atol=1e-10)
-    if degree > 0:
-        assert torch.allclose(by_direction, io[f"grad.sh.degree{degree}.dirs"], rtol=1e-9, atol=1e-9)

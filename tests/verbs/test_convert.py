@@ -26,7 +26,7 @@ def test_every_source_to_every_target(tmp_path):
     raw = cloud(20, 1)
     sources = [make(kind, raw, tmp_path) for kind in ("plain", "ascii", "compressed", "splat", "spz3")]
     for number, source in enumerate([*sources, folder(raw, tmp_path / "scene")]):
-        for suffix in (".ply", ".splat", ""):
+        for suffix in (".ply", ".splat", ".spz", ""):
             target = tmp_path / f"to{number}{suffix}"
             done = splatlearn.convert(source, target)
             assert (done.gaussians, len(read_raw(target))) == (20, 20)
@@ -39,7 +39,7 @@ def test_refusals(tmp_path, capsys):
     assert main(["convert", str(source), str(target)]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert target.read_text() == "mine"
-    assert main(["convert", str(source), str(tmp_path / "c.spz")]) == 2
+    assert main(["convert", str(source), str(tmp_path / "c.compressed.ply")]) == 2
     assert "not written" in capsys.readouterr().err
     assert main(["convert", str(source), str(target), "--overwrite"]) == 0
     assert len(read_raw(target)) == 20

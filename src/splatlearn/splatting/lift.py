@@ -7,7 +7,7 @@ from torch import Tensor
 
 from splatlearn.errors import UserError
 from splatlearn.splatting import reference
-from splatlearn.splatting.render import RenderOptions, backend_of, check_scene
+from splatlearn.splatting.render import RenderOptions, check_scene, cpu_takes
 from splatlearn.structures import Cameras, Gaussians
 
 VARIANTS = ("exact", "projected")
@@ -50,7 +50,8 @@ def lift(
     being enlarged: memory does not grow with C times the pixels. `projected` (Occam's LGS) reads one pixel a view,
     that of the projected mean, clamped to the image, and weighs it with the sum of the Gaussian's weights in the view.
 
-    Nothing is differentiated. Time grows with views times pixels times C.
+    Nothing is differentiated. Time grows with views times pixels times C. Float32 tensors on the CPU take the `cpu`
+    backend; all others, on a CUDA device too, take plain torch, which enlarges the maps: gsplat does not lift.
 
     Args:
         maps: (V C h w), one a camera; h and w at most the cameras', of any ratio.
@@ -75,7 +76,7 @@ def lift(
 
 
 def _adjoint(maps: Tensor, gaussians: Gaussians, cameras: Cameras, options: RenderOptions) -> tuple[Tensor, Tensor]:
-    if backend_of(gaussians, options) == "cpu":
+    if cpu_takes(gaussians, options):
         from splatlearn.splatting import cpu
 
         return cpu.lift(maps, gaussians, cameras, options)

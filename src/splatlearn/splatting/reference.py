@@ -98,7 +98,7 @@ def _view(
     options: "RenderOptions",
 ) -> Tensor:
     """(3 + 1 + C + 1 H W): color, depth, features and alpha of one view."""
-    poison = _poison(item, features, pose, intrinsics)
+    inputs = (item.means, item.scales, item.quaternions, item.opacities, item.sh, features, pose, intrinsics)
     shown = _visible(item, pose, intrinsics, size, options)
     means, scales, quaternions = item.means[shown], item.scales[shown], item.quaternions[shown]
     footprints = project(means, scales, quaternions, pose, intrinsics, size, options.low_pass)
@@ -107,7 +107,7 @@ def _view(
     opacities = _drawn_opacities(footprints, item.opacities[shown], options)
     tiles = _tiles(footprints, opacities, values, size, options)
     rows = [torch.cat(list(row), 2) for row in tiles]
-    return torch.cat(rows, 1) + poison
+    return torch.cat(rows, 1) + poison(*inputs)
 
 
 def _tiles(
@@ -184,10 +184,9 @@ def _reach(footprints: Footprints, opacities: Tensor, options: "RenderOptions") 
     return (2 * (opacities / options.alpha_min).log().clamp_min(0)[:, None] * variances).sqrt()
 
 
-def _poison(item: Gaussians, features: Tensor, pose: Tensor, intrinsics: Tensor) -> Tensor:
+def poison(*inputs: Tensor) -> Tensor:
     """0, or NaN where any input is not finite: a view must not look right by chance. Part of every input's graph, so
     that a view of nothing has a gradient too, of zeros."""
-    inputs = (item.means, item.scales, item.quaternions, item.opacities, item.sh, features, pose, intrinsics)
     finite = torch.stack([values.isfinite().all() for values in inputs]).all()
     none = torch.stack([values.flatten()[:0].sum() for values in inputs]).sum()
-    return torch.where(finite, 0.0, torch.nan).to(item.means.dtype) + none
+    return torch.where(finite, 0.0, torch.nan).to(none.dtype) + none

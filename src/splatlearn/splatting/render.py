@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 from torch import Tensor, autocast, float32
 
 from splatlearn.errors import UserError
-from splatlearn.splatting import harmonics, reference
+from splatlearn.splatting import gsplat, harmonics, reference
 from splatlearn.structures import Cameras, Gaussians
 
-BACKENDS = ("auto", "reference", "cpu")
+BACKENDS = ("auto", "reference", "cpu", "gsplat")
 DEPTHS = ("expected", "normalized")
 
 
@@ -22,8 +22,9 @@ class RenderOptions:
     """How Gaussians become pixels. The defaults are those of gsplat 1.5.3 where it has the setting.
 
     Args:
-        backend: `cpu` (Numba, float32 tensors on the CPU), `reference` (plain torch, any dtype and device), or
-            `auto`: `cpu` where it applies, else `reference`.
+        backend: `cpu` (Numba, float32 tensors on the CPU), `gsplat` (float32 tensors on a CUDA device, when that
+            library is installed), `reference` (plain torch, any dtype and device), or `auto`: `cpu` or `gsplat` where
+            they apply and work, else `reference`.
         low_pass: px^2, added to both variances of a footprint so that none falls between the pixels.
         antialiased: weaken each opacity by the area that `low_pass` adds, so that what is smaller than a pixel fades
             (Mip-Splatting; gsplat's mode of this name) instead of growing to a pixel.
@@ -39,7 +40,7 @@ class RenderOptions:
         UserError: all values out of range, together.
     """
 
-    backend: Literal["auto", "reference", "cpu"] = "auto"
+    backend: Literal["auto", "reference", "cpu", "gsplat"] = "auto"
     low_pass: float = 0.3
     antialiased: bool = False
     alpha_min: float = 1 / 255
@@ -109,12 +110,14 @@ def render(
     """
     check_scene(gaussians, cameras, features)
     with autocast(gaussians.device.type, enabled=False):
-        if backend_of(gaussians, options) == "cpu":
+        backend = backend_of(gaussians, options)
+        if backend == "cpu":
             from splatlearn.splatting import cpu
 
-            color, blended, depth, alpha = cpu.rasterize(gaussians, cameras, features, options)
+            rasterize = cpu.rasterize
         else:
-            color, blended, depth, alpha = reference.rasterize(gaussians, cameras, features, options)
+            rasterize = gsplat.rasterize if backend == "gsplat" else reference.rasterize
+        color, blended, depth, alpha = rasterize(gaussians, cameras, features, options)
     if options.depth == "normalized":
         depth = depth / alpha.clamp_min(1e-10)
     if any(options.background):
@@ -128,6 +131,22 @@ def backend_of(gaussians: Gaussians, options: RenderOptions) -> str:
     Raises:
         UserError: the one that was asked for does not.
     """
+    if options.backend == "reference":
+        return "reference"
+    if cpu_takes(gaussians, options):
+        return "cpu"
+    refusal = gsplat.refusal(gaussians.means, options)
+    if refusal and options.backend == "gsplat":
+        raise UserError(f"backend 'gsplat' cannot render this: {refusal}. Use 'reference', or 'auto'")
+    return "reference" if refusal else "gsplat"
+
+
+def cpu_takes(gaussians: Gaussians, options: RenderOptions) -> bool:
+    """Whether `cpu` is chosen for these Gaussians.
+
+    Raises:
+        UserError: it was asked for, and does not take them.
+    """
     means = gaussians.means
     fits = means.device.type == "cpu" and means.dtype == float32
     if options.backend == "cpu" and not fits:
@@ -135,7 +154,7 @@ def backend_of(gaussians: Gaussians, options: RenderOptions) -> str:
             f"backend 'cpu' renders float32 tensors on the CPU; got {means.dtype} on {means.device}. "
             "Use 'reference', or move the Gaussians and cameras"
         )
-    return ("cpu" if fits else "reference") if options.backend == "auto" else options.backend
+    return fits and options.backend in ("auto", "cpu")
 
 
 def check_scene(gaussians: Gaussians, cameras: Cameras, features: Tensor | None = None) -> None:

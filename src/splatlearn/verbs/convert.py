@@ -31,12 +31,12 @@ class Converted:
 def convert(source: Path, target: Path, *, overwrite: bool = False) -> Converted:
     """Convert a Gaussian scene from one file format to another.
 
-    In: .ply (usual and compressed), .splat, .spz, SceneSplat folders. Out: .ply, .splat, SceneSplat folders.
+    In: .ply (usual and compressed), .splat, .spz, SceneSplat folders. Out: .ply, .splat, .spz, SceneSplat folders.
     Axes, unit and order of the Gaussians stay as they are. What the target cannot hold is printed.
 
     Args:
         source: a .ply, .splat or .spz file, or a folder with coord.npy, color.npy, opacity.npy, quat.npy, scale.npy.
-        target: a .ply or .splat file, or, without a suffix, a folder of such arrays.
+        target: a .ply, .splat or .spz file, or, without a suffix, a folder of such arrays.
         overwrite: replace the target if it is there.
 
     Raises:

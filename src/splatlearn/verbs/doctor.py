@@ -16,7 +16,7 @@ from splatlearn.errors import ConfigError, nearest
 from splatlearn.registry import Registry
 from splatlearn.verbs import columns
 
-EXTRAS = {"track": ("tensorboard", "wandb"), "view": ("viser",)}
+EXTRAS = {"cuda": ("gsplat",), "track": ("tensorboard", "wandb"), "view": ("viser",)}
 """Extra -> its packages; a test compares them with the project's metadata."""
 
 HINT = "`splatlearn list KIND NAME` shows the options of one; a family alone means its first preset."
@@ -114,22 +114,40 @@ def _extras() -> Rows:
 
 
 def _backends() -> Rows:
-    numba = _version("numba")
+    """Which one draws what, and why not the others; what only an import can tell is left to --full."""
+    numba, absent, hindrance = _version("numba"), _gsplat(), _no_cuda()
+    reasons = "; ".join(filter(None, (absent, hindrance)))
+    on_cuda = "reference, slow" if absent else "gsplat"
+    found = f"installed, {_version('gsplat')}; `splatlearn doctor --full` asks whether it works"
     return [
+        ("float32 on the CPU", f"takes {'cpu' if numba else 'reference, slow'}"),
+        ("float32 on CUDA", f"would take {on_cuda}; there is none here" if hindrance else f"takes {on_cuda}"),
+        ("everything else", "takes reference"),
         ("reference", "active: plain torch, any dtype and device, slow"),
         ("cpu", f"active: Numba {numba}, float32 on the CPU" if numba else "inactive: numba is absent"),
+        ("gsplat", f"inactive: {reasons}" if reasons else found),
     ]
 
 
-def _devices() -> Rows:
+def _gsplat() -> str:
+    """Why gsplat cannot be imported, or an empty string."""
+    return "" if find_spec("gsplat") else "gsplat is absent: pip install 'splatlearn[cuda]'"
+
+
+def _no_cuda() -> str:
+    """Why torch has no CUDA device here, or an empty string, as far as files tell."""
     cuda, driver = _torch_cuda(), Path("/proc/driver/nvidia/version")
     if not cuda:
-        gpu = "inactive: torch is absent or was built without CUDA"
-    elif not driver.exists() and not shutil.which("nvidia-smi"):
-        gpu = f"inactive: torch was built for CUDA {cuda}, but no NVIDIA driver is loaded"
-    else:
-        gpu = f"torch was built for CUDA {cuda}, and a driver is loaded; `splatlearn doctor --full` asks it"
-    return [("cpu", "active"), ("cuda", gpu)]
+        return "torch is absent or was built without CUDA"
+    if not driver.exists() and not shutil.which("nvidia-smi"):
+        return f"torch was built for CUDA {cuda}, but no NVIDIA driver is loaded"
+    return ""
+
+
+def _devices() -> Rows:
+    hindrance = _no_cuda()
+    loaded = f"torch was built for CUDA {_torch_cuda()}, and a driver is loaded; `splatlearn doctor --full` asks it"
+    return [("cpu", "active"), ("cuda", f"inactive: {hindrance}" if hindrance else loaded)]
 
 
 def _torch_cuda() -> str:
@@ -194,7 +212,19 @@ def _trials() -> Rows:
             rows.append((backend, f"renders (greatest alpha {light:.2f})"))
         except Exception as error:  # whatever is wrong with an installation is what the reader wants to see
             rows.append((backend, f"FAILS: {type(error).__name__}: {error}"))
-    return rows
+    return [*rows, ("gsplat", _gsplat_trial())]
+
+
+def _gsplat_trial() -> str:
+    """What gsplat says when it is imported and draws."""
+    import torch
+
+    from splatlearn.splatting import gsplat
+
+    if not torch.cuda.is_available():
+        return f"not tried: torch finds no CUDA device{'; ' + _gsplat() if _gsplat() else ''}"
+    problem = gsplat.problem(torch.device("cuda", torch.cuda.current_device()))
+    return f"FAILS: {problem}" if problem else "renders on CUDA"
 
 
 def _registries() -> dict[str, Registry[Any]]:

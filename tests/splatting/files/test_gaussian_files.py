@@ -264,7 +264,7 @@ class TestRoundTrips:
         scene = gaussians(3)
         scene.scales[0], scene.quaternions[1] = 0, 0
         scene.opacities[:] = torch.tensor([0.0, 1.0, 0.5])
-        for name in ("a.ply", "a.splat", "folder"):
+        for name in ("a.ply", "a.splat", "a.spz", "folder"):
             write_gaussians(scene, tmp_path / name)
             found = read_gaussians(tmp_path / name)
             for field in ("means", "scales", "quaternions", "opacities", "sh"):
@@ -292,7 +292,6 @@ class TestWriting:
             ("there.ply", False, "already there"),
             ("full", True, r"also holds notes\.txt"),
             ("file", True, "this is a file"),
-            ("a.spz", False, "not written"),
             ("a.compressed.ply", False, "not written"),
             ("a.plly", False, r"did you mean '\.ply'"),
         ):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splatlearn.errors import BadData, UserError, nearest
-from splatlearn.splatting.files import folder, gaussian_ply, splat, spz
+from splatlearn.splatting.files import folder, gaussian_ply, splat, spz, spz_writer
 from splatlearn.splatting.files.raw import RawGaussians
 from splatlearn.structures import Gaussians
 
@@ -20,18 +20,18 @@ __all__ = ["RawGaussians", "check_target", "read_gaussians", "read_raw", "write_
 
 @dataclass(frozen=True)
 class Format:
-    """How one kind of file is read, and written if it is.
+    """How one kind of file is read and written.
 
     Args:
         name: for people.
         read: a checked record of a path.
-        write: makes a file or folder at a path where nothing is; None where the format is only read.
+        write: makes a file or folder at a path where nothing is.
         losses: what of a record the format cannot hold.
     """
 
     name: str
     read: Callable[[Path], RawGaussians]
-    write: Callable[[RawGaussians, Path], None] | None = None
+    write: Callable[[RawGaussians, Path], None]
     losses: Callable[[RawGaussians], list[str]] = lambda raw: []
 
 
@@ -39,7 +39,7 @@ FOLDER = Format("a SceneSplat folder", folder.read, folder.write, folder.losses)
 FORMATS = {
     ".ply": Format(".ply", gaussian_ply.read, gaussian_ply.write),
     ".splat": Format(".splat", splat.read, splat.write, splat.losses),
-    ".spz": Format(".spz", spz.read),
+    ".spz": Format(".spz", spz.read, spz_writer.write, spz_writer.losses),
 }
 """Suffix -> format of a file."""
 
@@ -57,7 +57,7 @@ def read_gaussians(path: str | os.PathLike[str]) -> Gaussians:
 
 
 def write_gaussians(gaussians: Gaussians, path: str | os.PathLike[str], *, overwrite: bool = False) -> tuple[str, ...]:
-    """Writes one scene; the suffix says how: .ply, .splat, or none for a SceneSplat folder.
+    """Writes one scene; the suffix says how: .ply, .splat, .spz, or none for a SceneSplat folder.
 
     Args:
         gaussians: one item; of the attributes, `normal` is kept.
@@ -94,7 +94,6 @@ def write_raw(raw: RawGaussians, path: str | os.PathLike[str], *, overwrite: boo
     """Writes a record, whole or not at all. Arguments, result and errors are those of `write_gaussians`."""
     path = Path(path)
     chosen = check_target(path, overwrite=overwrite)
-    assert chosen.write is not None
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -119,8 +118,8 @@ def check_target(path: Path, *, overwrite: bool = False) -> Format:
     chosen = FORMATS.get(suffix) or FOLDER
     if chosen is FOLDER and suffix and not path.is_dir():
         raise UserError(f"{path}: no format has the suffix {suffix!r}{nearest(suffix, FORMATS)} ({_known()})")
-    if chosen.write is None or path.name.lower().endswith(".compressed.ply"):
-        raise UserError(f"{path}: this format is read, but not written; name a .ply, a .splat or a folder")
+    if path.name.lower().endswith(".compressed.ply"):
+        raise UserError(f"{path}: this format is read, but not written; name a .ply, .splat, .spz or a folder")
     if chosen is not FOLDER and path.is_dir():
         raise UserError(f"{path}: this is a folder, where a {suffix} file was to be written")
     if chosen is FOLDER and path.exists() and not path.is_dir():

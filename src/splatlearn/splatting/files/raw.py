@@ -189,13 +189,18 @@ def smallest_three(largest: npt.NDArray[np.integer], three: npt.NDArray[np.float
 def reduced(raw: RawGaussians, *, keep: tuple[str, ...] = ()) -> list[str]:
     """What a format without spherical harmonics and further properties loses."""
     lost = [f"spherical harmonics of degree 1 to {raw.degree}"] if raw.degree else []
-    properties = [name for name in raw.properties if name not in keep]
-    if raw.normals is None:
-        properties = [name for name in properties if name not in NORMALS]  # zeros say nothing
-    lost += [f"properties {', '.join(properties)}"] if properties else []
+    lost += other_properties(raw, keep=keep)
     base = 0.5 + SH_C0 * raw.sh[:, 0]
     outside = int(((base < 0) | (base > 1)).any(1).sum())
     return lost + ([f"colours outside 0 to 1, clipped in {outside} Gaussians"] if outside else [])
+
+
+def other_properties(raw: RawGaussians, *, keep: tuple[str, ...] = ()) -> list[str]:
+    """What a format without further properties loses."""
+    properties = [name for name in raw.properties if name not in keep]
+    if raw.normals is None:
+        properties = [name for name in properties if name not in NORMALS]  # zeros say nothing
+    return [f"properties {', '.join(properties)}"] if properties else []
 
 
 def _tensor(values: npt.NDArray[np.generic]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Niantic's .spz, versions 1 to 3: a gzip stream of a 16-byte header and one array after another.
+"""Reads Niantic's .spz, versions 1 to 3: a gzip stream of a 16-byte header and one array after another.
 
 Legend: N Gaussians, K coefficients. Source: the library nianticlabs/spz (MIT). Axes are left as they are stored: the
 library's own converter turns nothing either, and the file does not say.
@@ -15,11 +15,11 @@ import numpy.typing as npt
 from splatlearn.errors import BadData
 from splatlearn.splatting.files.raw import RawGaussians, logits, smallest_three
 
-_HEADER = struct.Struct("<4sIIBBBB")
+HEADER = struct.Struct("<4sIIBBBB")
 _EXTENSIONS = 0x2
 _LARGEST_EXTENSIONS = 1 << 20
 _QUANTISED_HARMONICS = 0xADBE0001
-_COLOR_SCALE = 0.15
+COLOR_SCALE = 0.15
 _READ, _INFLATE = 1 << 18, 1 << 22
 """Bytes at a time."""
 
@@ -57,7 +57,7 @@ class Header:
     @property
     def size(self) -> int:
         """Bytes up to the end of the arrays."""
-        return _HEADER.size + self.count * sum(self.arrays.values())
+        return HEADER.size + self.count * sum(self.arrays.values())
 
 
 def read(path: Path) -> RawGaussians:
@@ -67,12 +67,12 @@ def read(path: Path) -> RawGaussians:
         BadData: no gzip stream, a damaged one, a header that does not fit the data, another version.
     """
     header, data = _inflate(path)
-    arrays, offset = {}, _HEADER.size
+    arrays, offset = {}, HEADER.size
     for name, width in header.arrays.items():
         part = np.frombuffer(data, np.uint8, header.count * width, offset)
         arrays[name] = part.reshape(header.count, width)
         offset += header.count * width
-    base = ((arrays["colors"] / 255 - 0.5) / _COLOR_SCALE).astype(np.float32)[:, None]
+    base = ((arrays["colors"] / 255 - 0.5) / COLOR_SCALE).astype(np.float32)[:, None]
     bands = (arrays["harmonics"].reshape(header.count, (header.degree + 1) ** 2 - 1, 3).astype(np.float32) - 128) / 128
     return RawGaussians(
         means=_positions(arrays["positions"], header),
@@ -86,7 +86,7 @@ def read(path: Path) -> RawGaussians:
 
 def _inflate(path: Path) -> tuple[Header, bytearray]:
     """The header and the whole stream, which never grows beyond what the header declares."""
-    inflater, data, header, limit = zlib.decompressobj(31), bytearray(), None, _HEADER.size
+    inflater, data, header, limit = zlib.decompressobj(31), bytearray(), None, HEADER.size
     with path.open("rb") as file:
         while not inflater.eof:
             compressed = inflater.unconsumed_tail or file.read(_READ)
@@ -95,8 +95,8 @@ def _inflate(path: Path) -> tuple[Header, bytearray]:
             except zlib.error as error:
                 raise BadData(_no_stream(path, compressed, file.tell(), error)) from error
             data += inflated
-            if header is None and len(data) >= _HEADER.size:
-                header = _parse(bytes(data[: _HEADER.size]), path)
+            if header is None and len(data) >= HEADER.size:
+                header = _parse(bytes(data[: HEADER.size]), path)
                 limit = header.size + (_LARGEST_EXTENSIONS if header.extended else 0)
             if len(data) > limit:
                 raise BadData(f"{path}: more data than the header's {limit} bytes (field numPoints or shDegree)")
@@ -105,7 +105,7 @@ def _inflate(path: Path) -> tuple[Header, bytearray]:
         if inflater.unused_data or file.read(1):
             raise BadData(f"{path}: data after the end of the gzip stream, before offset {file.tell()}")
     if header is None or len(data) < header.size:
-        expected = header.size if header else _HEADER.size
+        expected = header.size if header else HEADER.size
         raise BadData(f"{path}: {len(data)} bytes in the gzip stream, but {expected} bytes are declared (numPoints)")
     return header, data
 
@@ -117,7 +117,7 @@ def _no_stream(path: Path, compressed: bytes, offset: int, error: zlib.error) ->
 
 
 def _parse(start: bytes, path: Path) -> Header:
-    magic, version, count, degree, fraction, flags, _ = _HEADER.unpack(start)
+    magic, version, count, degree, fraction, flags, _ = HEADER.unpack(start)
     if magic != b"NGSP":
         raise BadData(f"{path}: the gzip stream begins with {magic!r}; b'NGSP' expected (field magic)")
     for name, value, allowed in (("version", version, range(1, 4)), ("shDegree", degree, range(5))):
@@ -126,13 +126,18 @@ def _parse(start: bytes, path: Path) -> Header:
     if fraction > 24:
         raise BadData(f"{path}: fractionalBits is {fraction}; 24 at most expected")
     header = Header(version, count, degree, fraction, bool(flags & _EXTENSIONS))
-    if header.size > (largest := (32 << 20) + 8 * path.stat().st_size):
-        # Real scenes shrink to a half or a third; without a bound, a file of 1 MB could ask for 1 GB.
+    if header.size > (largest := believed(path)):
         raise BadData(
             f"{path}: numPoints is {count}, which would inflate to {header.size} bytes; for a file of this size "
             f"{largest} at most are believed"
         )
     return header
+
+
+def believed(path: Path) -> int:
+    """Bytes that a file may claim to hold. Real scenes shrink to a half or a third; without a bound, a file of 1 MB
+    could ask for 1 GB."""
+    return (32 << 20) + 8 * path.stat().st_size
 
 
 def _extensions(data: bytearray, path: Path) -> tuple[str, ...]:

@@ -214,6 +214,19 @@ def test_background_fills_what_is_left(options):
     assert torch.equal(blue.alpha, black.alpha)
 
 
+def test_a_background_of_each_view(options):
+    cloud, cameras = random_gaussians(30), random_cameras(3)
+    behind = torch.rand(3, 3, requires_grad=True)
+    seen = render(cloud, cameras, background=behind, options=replace(options, background=(1.0, 0.0, 0.0)))
+    for view, color in enumerate(behind.detach()):
+        alone = render(cloud, cameras, options=replace(options, background=tuple(color.tolist())))
+        assert torch.allclose(seen.color[view], alone.color[view])
+    (gradient,) = torch.autograd.grad(seen.color.sum(), behind)
+    assert torch.allclose(gradient, (1 - seen.alpha).sum((2, 3)).expand(3, 3), rtol=1e-4)
+    with pytest.raises(UserError, match=r"background has shape \(3,\), expected \(3, 3\)"):
+        render(cloud, cameras, background=behind[0], options=options)
+
+
 def test_normalized_depth(options):
     seen = render(one_gaussian(), one_camera(), options=replace(options, depth="normalized"))
     drawn = seen.alpha > 0

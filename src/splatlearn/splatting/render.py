@@ -33,7 +33,7 @@ class RenderOptions:
         transmittance_min: a pixel stops before the Gaussian that would leave less light than this; 0: never.
         near: metres; nearer Gaussians are not drawn.
         far: metres; farther Gaussians are not drawn.
-        background: RGB behind everything.
+        background: RGB behind every view (`render` also takes one a view).
         depth: `expected`: sum of weight times depth; `normalized`: that divided by alpha, 0 where nothing is.
 
     Raises:
@@ -88,6 +88,7 @@ def render(
     cameras: Cameras,
     features: Tensor | None = None,
     *,
+    background: Tensor | None = None,
     options: RenderOptions = RenderOptions(),
 ) -> Rendering:
     """Renders item b of `gaussians` from every view of item b of `cameras`.
@@ -102,13 +103,14 @@ def render(
         gaussians: B items, metres, world.
         cameras: B items, all views of one size; an item may have several views, or none.
         features: (N C), blended beside the colour in the same call.
+        background: (V 3) RGB behind each view, which gets gradients too; left out, that of `options` behind all.
         options: what a picture is and who makes it.
 
     Raises:
         UserError: item counts, shapes, dtypes or devices do not fit, the intrinsics have skew, or the backend
             cannot take the tensors.
     """
-    check_scene(gaussians, cameras, features)
+    check_scene(gaussians, cameras, features, background)
     with autocast(gaussians.device.type, enabled=False):
         backend = backend_of(gaussians, options)
         if backend == "cpu":
@@ -120,8 +122,10 @@ def render(
         color, blended, depth, alpha = rasterize(gaussians, cameras, features, options)
     if options.depth == "normalized":
         depth = depth / alpha.clamp_min(1e-10)
-    if any(options.background):
-        color = color + (1 - alpha) * color.new_tensor(options.background)[:, None, None]
+    if background is None and any(options.background):
+        background = color.new_tensor(options.background)[None]
+    if background is not None:
+        color = color + (1 - alpha) * background[:, :, None, None]
     return Rendering(color, blended, depth, alpha)
 
 
@@ -157,7 +161,9 @@ def cpu_takes(gaussians: Gaussians, options: RenderOptions) -> bool:
     return fits and options.backend in ("auto", "cpu")
 
 
-def check_scene(gaussians: Gaussians, cameras: Cameras, features: Tensor | None = None) -> None:
+def check_scene(
+    gaussians: Gaussians, cameras: Cameras, features: Tensor | None = None, background: Tensor | None = None
+) -> None:
     """Refuses what does not fit together: the errors of `render`."""
     if len(gaussians.counts) != len(cameras.counts):
         raise UserError(
@@ -176,6 +182,8 @@ def check_scene(gaussians: Gaussians, cameras: Cameras, features: Tensor | None 
     }
     if features is not None:
         expected["features"] = (features, (n, features.shape[-1] if features.ndim else 0))
+    if background is not None:
+        expected["background"] = (background, (v, 3))
     like = gaussians.means
     for name, (value, shape) in expected.items():
         if tuple(value.shape) != shape:

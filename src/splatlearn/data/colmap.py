@@ -120,7 +120,8 @@ def _photo(image: _Image, cameras: dict[int, Lens | str], base: Path) -> Photo:
 def _pose(image: _Image) -> np.ndarray | str:
     """(4 4) camera-to-world."""
     quaternion, translation = np.array(image.quaternion), np.array(image.translation)
-    length = np.linalg.norm(quaternion)
+    with np.errstate(all="ignore"):
+        length = np.linalg.norm(quaternion)
     if not np.isfinite(translation).all() or not np.isfinite(length):
         return "pose: not finite"
     if length < 1e-6:

@@ -17,7 +17,8 @@ Size = tuple[int, int]
 WIDEST = 60.0
 """Degrees off the axis in a corner of a pinhole made from a fisheye: beyond, most pixels are stretch (our default)."""
 _EDGE, _RADIUS, _HALVINGS = 24, 12, 18
-_LONGEST = 16.0
+_LONGEST = 4.0
+"""Times the lens' focal length: who keeps less than a quarter of a photograph's width has wrong coefficients."""
 _FOCAL_RANGE = (0.01, 100.0)
 """Of the larger side; what is outside is no photograph (our default; COLMAP itself refuses outside 0.1 to 10)."""
 
@@ -232,7 +233,7 @@ def _tangential(xy: np.ndarray, r2: np.ndarray, b: Bend) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _pinhole(lens: Lens) -> np.ndarray | None:
-    matrix = np.array([[lens.focal[0], 0, lens.centre[0]], [0, lens.focal[1], lens.centre[1]], [0, 0, 1]])
+    matrix = np.array([[lens.focal[0], 0, lens.centre[0]], [0, lens.focal[1], lens.centre[1]], [0, 0, 1]], float)
     factor = _factor(lens) if lens.bends else 1.0
     if factor is None:
         return None
@@ -242,7 +243,7 @@ def _pinhole(lens: Lens) -> np.ndarray | None:
 
 
 def _factor(lens: Lens) -> float | None:
-    """The smallest factor on the focal lengths that fits, by halving; 16 is the largest that is tried."""
+    """The smallest factor on the focal lengths that fits, by halving; None where none up to 4 does."""
     rim = (_outline(lens.size) - lens.centre) / lens.focal
     floor = float(np.linalg.norm(rim, axis=-1).max() / np.tan(np.radians(WIDEST)))
     fits, low = _LONGEST, floor if lens.fisheye else min(1.0, floor)

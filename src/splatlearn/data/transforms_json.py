@@ -155,11 +155,13 @@ def _lens(folder: Path, table: Mapping[str, Any], frame: Mapping[str, Any], colo
         size = int(width), int(height)
         if 0 in size and not {"w", "h"} & set(values) and color:
             size = probe(folder / color)
-        fx = _focal(values, "x", size[0])
+        fx, fy = (_focal(values, axis, size[i]) for i, axis in enumerate("xy"))
+        if fx is None and fy is None:
+            return "camera: no focal length (fl_x in pixels, or camera_angle_x)"
         bend = {key: _number(values, key, 0) for key in _COEFFICIENTS}
         given = {
-            "fx": fx or _focal(values, "y", size[1]),
-            "fy": _focal(values, "y", size[1]) or fx,
+            "fx": fy if fx is None else fx,
+            "fy": fx if fy is None else fy,
             "cx": _number(values, "cx", size[0] / 2),
             "cy": _number(values, "cy", size[1] / 2),
         }
@@ -188,8 +190,8 @@ def _of_model(model: str, size: tuple[int, int], given: dict[str, float], bend: 
     return Lens.of(name, size, given | {key: bend[key] for key in used})
 
 
-def _focal(values: Mapping[str, Any], axis: str, size: int) -> float:
-    """Pixels along an axis; 0 where it is not given."""
+def _focal(values: Mapping[str, Any], axis: str, size: int) -> float | None:
+    """Pixels along an axis, or None where it is not given."""
     if f"fl_{axis}" in values:
         return _number(values, f"fl_{axis}", 0)
     for key, unit in ((f"camera_angle_{axis}", 1.0), (f"{axis}_fov", np.pi / 180)):
@@ -198,7 +200,7 @@ def _focal(values: Mapping[str, Any], axis: str, size: int) -> float:
             if not 0 < angle < np.pi:
                 raise _Wrong(f"{key}: an angle below 180 degrees expected, got {angle:g} radians")
             return size / 2 / tan(angle / 2)
-    return 0.0
+    return None
 
 
 def _number(values: Mapping[str, Any], key: str, default: float) -> float:

@@ -21,8 +21,10 @@ from splatlearn.errors import BadData
 
 SPLITS = ("train", "val", "test")
 _OPENGL = np.diag([1.0, -1, -1, 1])
-_LARGEST = 64 << 20
-"""Bytes of a .json file, some 100,000 frames: what Python makes of text takes up to twenty times its size."""
+_LARGEST = 20 << 20
+"""Bytes of a .json file, some 60,000 frames without line breaks: what Python makes of text can be 15 times that."""
+_SPARSE = 24
+"""Bytes a bracket, on average: a frame has 6, and 200 bytes at least. `[[],[],...` would be twenty times its size."""
 _COEFFICIENTS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 _PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
 _FISHEYE = ("OPENCV_FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "FISHEYE", "SIMPLE_FISHEYE")
@@ -58,10 +60,10 @@ def read_capture(files: list[Path], images: str) -> Capture:
             try:
                 photos.append(_photo(folder, table, frame, images, split if split in SPLITS else ""))
             except _Wrong as error:
-                named = frame.get("file_path") if isinstance(frame, Mapping) else None
+                named = frame.get("file_path")
                 skipped.append(Skipped(shown(named) if isinstance(named, str) else f"frame {number}", str(error)))
         for key in _UNREAD:
-            if count := sum(isinstance(frame, Mapping) and key in frame for frame in table["frames"]):
+            if count := sum(key in frame for frame in table["frames"]):
                 notes.append(f"{count} frames name a {key}: it is not read")
     photos, others = _with_splits(files[0], tables[0], photos, notes)
     cloud = _cloud(files[0], tables[0], notes)
@@ -78,13 +80,20 @@ def read_capture(files: list[Path], images: str) -> Capture:
 def _load(file: Path) -> dict[str, Any]:
     if file.stat().st_size > _LARGEST:
         raise BadData(f"{file}: {file.stat().st_size} bytes; {_LARGEST} at most are read of such a file")
+    text = file.read_bytes()
+    if (brackets := text.count(b"[") + text.count(b"{")) > 10_000 + len(text) / _SPARSE:
+        raise BadData(f"{file}: {brackets} brackets in {len(text)} bytes: no table of frames")
     try:
-        table = json.loads(file.read_bytes())
+        table = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BadData(f"{file}: not valid JSON: {shown(' '.join(str(error).split()))}") from None
     if not isinstance(table, dict) or not isinstance(table.get("frames"), list):
         keys = ", ".join(map(shown, list(table)[:8])) if isinstance(table, dict) else f"a {type(table).__name__}"
         raise BadData(f"{file}: an object with a list `frames` expected, got {keys or 'an empty object'}")
+    wrong = next((i for i, frame in enumerate(table["frames"]) if not isinstance(frame, dict)), None)
+    if wrong is not None:
+        kind = type(table["frames"][wrong]).__name__
+        raise BadData(f"{file}: frames[{wrong}]: an object with file_path and transform_matrix expected, got a {kind}")
     if not table["frames"]:
         raise BadData(f"{file}: `frames` is empty; one entry a photograph expected")
     if not np.isfinite(scale := _table_number(file, table, "applied_scale", 1.0)) or scale <= 0:
@@ -92,9 +101,7 @@ def _load(file: Path) -> dict[str, Any]:
     return table
 
 
-def _photo(folder: Path, table: Mapping[str, Any], frame: Any, images: str, split: str) -> Photo:
-    if not isinstance(frame, Mapping):
-        raise _Wrong(f"an object expected, got a {type(frame).__name__}")
+def _photo(folder: Path, table: Mapping[str, Any], frame: Mapping[str, Any], images: str, split: str) -> Photo:
     name = frame.get("file_path")
     if not isinstance(name, str) or not name:
         raise _Wrong("no file_path")

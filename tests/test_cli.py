@@ -366,7 +366,7 @@ class TestListAndDoctor:
     def test_list_names_every_family(self, capsys):
         main(["list"])
         text = capsys.readouterr().out
-        for name in ("sparse_unet", "pointnet2", "gs3", "segmentation", "rooms", "rgbd", "pointcept"):
+        for name in ("sparse_unet", "pointnet2", "gs3", "segmentation", "rooms", "rgbd", "photos", "pointcept"):
             assert name in text
 
     def test_options_of_a_part(self, capsys):

@@ -15,7 +15,7 @@ FLOORS = (
     ("encoders",),
     ("splatting", "data"),
     ("ops",),
-    ("structures", "errors", "registry", "config", "__init__"),
+    ("structures", "errors", "registry", "config", "ply", "__init__"),
 )
 """Top down. The registry names built-in modules as strings, which are no imports."""
 SAME_FLOOR = {
@@ -25,6 +25,7 @@ SAME_FLOOR = {
     ("registry", "config"),
     ("registry", "errors"),
     ("config", "errors"),
+    ("ply", "errors"),
 }
 """Who may import whom on the same floor: the command line its verbs, and the ground itself."""
 

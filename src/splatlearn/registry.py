@@ -219,6 +219,9 @@ readers: Registry[Any] = Registry(
     {
         "rooms": BuiltIn("splatlearn.data.rooms.scene", ("default", "tiny", "demo"), "Procedural furnished rooms."),
         "rgbd": BuiltIn("splatlearn.data.rgbd", ("default", "tiny"), "Posed RGB-D folders (7-Scenes, ScanNet export)."),
+        "photos": BuiltIn(
+            "splatlearn.data.photos", ("default", "tiny"), "Posed photographs (transforms.json, COLMAP models)."
+        ),
         "pointcept": BuiltIn("splatlearn.data.pointcept", ("default", "tiny"), "Labelled clouds of npy files."),
     },
 )

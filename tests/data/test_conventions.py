@@ -9,8 +9,10 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from data.photo_maker import write_colmap
 from data.recording_maker import FOCAL, SIZE, tilted_world, write_scannet, write_seven_scenes, write_tum
 from splatlearn.data.augment import transform_boxes
+from splatlearn.data.photos import PhotosConfig, PhotosReader
 from splatlearn.data.pointcept import PointceptConfig, PointceptReader
 from splatlearn.data.recordings import check_intrinsics
 from splatlearn.data.rgbd import RgbdConfig, RgbdReader
@@ -135,6 +137,9 @@ class TestGeometry:
         skewed = np.array([[FOCAL, 0.3, 40], [0, FOCAL, 30], [0, 0, 1]])
         with pytest.raises(BadData, match="no pinhole matrix"):
             check_intrinsics(skewed, "camera-intrinsics.txt")
+        write_colmap(tmp_path / "photos", frames=2)
+        (photos,) = PhotosReader(PhotosConfig(), tmp_path / "photos").scenes()
+        assert any("distortion is removed" in note for note in photos.notes)
 
 
 class TestValues:
@@ -209,7 +214,10 @@ class TestPage:
             opacities=torch.ones(5),
             sh=torch.ones(5, 1, 3),
         )
+        write_colmap(tmp_path / "photos", frames=2)
+        (photos,) = PhotosReader(PhotosConfig(), tmp_path / "photos").scenes()
         structures: list[Packed] = [frames, frames.cameras, frames.to_points(), points, gaussians.to_points()]
+        structures += [photos.frames([0], SIZE), photos.cameras, photos.points()]
         table = reserved()
         for structure in structures:
             for name, value in structure.attributes.items():

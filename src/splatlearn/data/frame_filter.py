@@ -99,6 +99,23 @@ def usable_frames(
     return _table(folder, frames), tuple(skipped)
 
 
+def rigid(matrix: np.ndarray) -> np.ndarray | str:
+    """(4 4) float64 with its rotation made exact, or why the matrix is no rigid motion."""
+    if matrix.shape != (4, 4):
+        return f"pose: 4x4 numbers expected, got shape {matrix.shape}"
+    if not np.isfinite(matrix).all():
+        return "pose: not finite"
+    rotation = matrix[:3, :3]
+    with np.errstate(all="ignore"):
+        error = np.nan_to_num(np.abs(rotation @ rotation.T - np.eye(3)), nan=np.inf).max()
+    if error > RIGID_TOLERANCE or np.linalg.det(rotation) < 0 or np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-6:
+        return "pose: not a rigid motion"
+    left, _, right = np.linalg.svd(rotation)
+    exact = np.eye(4)
+    exact[:3, :3], exact[:3, 3] = left @ right, matrix[:3, 3]
+    return exact
+
+
 def _table(folder: Path, frames: list[FrameFiles]) -> FrameTable:
     """Names are kept as bytes, an eighth of what strings take."""
     return FrameTable(
@@ -138,18 +155,7 @@ def _check_pose(folder: Path, pose: str | np.ndarray | None) -> np.ndarray | str
         matrix = read_matrix(folder / pose) if isinstance(pose, str) else pose
     except (ValueError, OSError) as error:
         return f"pose: 4x4 numbers expected ({error})"
-    if matrix.shape != (4, 4):
-        return f"pose: 4x4 numbers expected, got shape {matrix.shape}"
-    if not np.isfinite(matrix).all():
-        return "pose: not finite"
-    rotation = matrix[:3, :3]
-    error = np.abs(rotation @ rotation.T - np.eye(3)).max()
-    if error > RIGID_TOLERANCE or np.linalg.det(rotation) < 0 or np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-6:
-        return "pose: not a rigid motion"
-    left, _, right = np.linalg.svd(rotation)
-    exact = np.eye(4)
-    exact[:3, :3], exact[:3, 3] = left @ right, matrix[:3, 3]
-    return exact
+    return rigid(matrix)
 
 
 def _is_empty(path: Path, size: Size, scale: float) -> bool:

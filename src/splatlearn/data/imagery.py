@@ -15,7 +15,15 @@ INVALID_DEPTH = 65535
 """7-Scenes writes 65535, the largest of 16 bits, for a missing measurement; wider integers have no such mark."""
 _TAIL = 512
 _END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-_FAILURES = (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, struct.error)
+_FAILURES = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    struct.error,
+)
 
 
 class UnreadableImage(Exception):

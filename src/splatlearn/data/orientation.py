@@ -76,6 +76,25 @@ def rotation_to_z(up: np.ndarray) -> np.ndarray:
     return np.eye(3) + cross + cross @ cross / (1 + z)
 
 
+def parse_up(up: str | Sequence[float]) -> str | np.ndarray:
+    """A keyword, or the unit vector.
+
+    Raises:
+        ValueError: neither.
+    """
+    words = ("auto", "estimate", "known", "unknown")
+    if up in words:
+        return str(up)
+    try:
+        parts = up.strip("[]()").split(",") if isinstance(up, str) else up
+        vector = np.array([float(part) for part in parts])
+    except ValueError:
+        vector = np.zeros(0)
+    if vector.shape != (3,) or not np.isfinite(vector).all() or not vector.any():
+        raise ValueError(f"up: {', '.join(words)} or a vector x,y,z expected, got {up!r}")
+    return vector / np.linalg.norm(vector)
+
+
 def _describe(poses: np.ndarray, axis: np.ndarray, floor: float | None, how: str) -> Orientation:
     centre = poses[:, :3, 3].mean(0)
     rotation = rotation_to_z(axis)

@@ -24,7 +24,7 @@ from splatlearn.data.imagery import (
     read_depth,
     resample_indices,
 )
-from splatlearn.data.orientation import Orientation, estimate_orientation
+from splatlearn.data.orientation import Orientation, estimate_orientation, parse_up
 from splatlearn.data.recordings import (
     LAYOUTS,
     Listing,
@@ -70,7 +70,7 @@ class RgbdConfig:
     max_frames: int | None = None
 
     def __post_init__(self) -> None:
-        _parse_up(self.up)
+        parse_up(self.up)
         if self.stride < 1 or (self.max_frames is not None and self.max_frames < 2):
             raise ValueError(f"stride >= 1 and max_frames >= 2 expected, got {self.stride} and {self.max_frames}")
         for name in ("depth_scale", "max_depth"):
@@ -176,7 +176,7 @@ class RgbdScene(Scene):
 
     def _set_world(self, listing: Listing, config: RgbdConfig) -> None:
         self.world_from_source = np.eye(4)
-        wish = _parse_up(config.up)
+        wish = parse_up(config.up)
         if isinstance(wish, str):
             wish = ("known" if listing.z_up else "estimate") if wish == "auto" else wish
         if isinstance(wish, str) and wish != "estimate":
@@ -257,25 +257,6 @@ class RgbdReader(Reader):
     def _expected(self) -> list[str]:
         chosen = self.config.layout
         return [layout.expects for name, layout in LAYOUTS.items() if chosen in ("auto", name)]
-
-
-def _parse_up(up: str | Sequence[float]) -> str | np.ndarray:
-    """A keyword, or the unit vector.
-
-    Raises:
-        ValueError: neither.
-    """
-    words = ("auto", "estimate", "known", "unknown")
-    if up in words:
-        return str(up)
-    try:
-        parts = up.strip("[]()").split(",") if isinstance(up, str) else up
-        vector = np.array([float(part) for part in parts])
-    except ValueError:
-        vector = np.zeros(0)
-    if vector.shape != (3,) or not np.isfinite(vector).all() or not vector.any():
-        raise ValueError(f"up: {', '.join(words)} or a vector x,y,z expected, got {up!r}")
-    return vector / np.linalg.norm(vector)
 
 
 def _given_intrinsics(config: RgbdConfig) -> np.ndarray | None:

@@ -210,7 +210,7 @@ def require_known(scenes: Sequence[Scene], quantity: Literal["up", "metric"], wh
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         what, advice = {
             "up": ("the up axis", "give --data.up x,y,z (the source's vector that points up), or --data.up known"),
-            "metric": ("the unit", "give data in metres"),
+            "metric": ("the unit", "give data in metres, or, of photographs, --data.scale METRES"),
         }[quantity]
         raise BadData(f"{why}, but {what} of {', '.join(unknown[:3])}{more} is unknown; {advice}")
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from splatlearn.errors import BadData
-from splatlearn.splatting.files.ply import PlyFile, columns_of, write_ply
+from splatlearn.ply import PlyFile, columns_of, write_ply
 from splatlearn.splatting.files.raw import NORMALS, RawGaussians, harmonics, logits, smallest_three
 
 MEANS = ("x", "y", "z")

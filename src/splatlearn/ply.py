@@ -107,7 +107,7 @@ class PlyFile:
         before = self.elements[: self.elements.index(wanted)]
         for element in (*before, wanted):
             if element.has_lists:
-                raise BadData(f"{self.path}: element {element.name} has a list property, which no splat file has")
+                raise BadData(f"{self.path}: element {element.name} has a list property, which is not read")
         if not self._order:
             return self._text_rows(wanted, sum(element.count for element in before))
         with self.path.open("rb") as file:

@@ -103,7 +103,7 @@ class SegmentationConfig:
             "crop": 6000,
             "rows": 2048,
             "steps": 200,
-            "finetune_steps": 150,
+            "finetune_steps": 130,
             "finetune_batch": 2,
         },
     },

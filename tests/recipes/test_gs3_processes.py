@@ -100,7 +100,7 @@ def test_killed_at_random_moments(tmp_path, uninterrupted, workers, kills):
 def test_two_ranks_equal_one(tmp_path):
     # A low rate: where a ReLU is at its kink, the last bit of a sum decides over a thousandth of a gradient, and high
     # rates carry such differences on.
-    settings = ("--steps", "20", "--train.batch", "2", "--train.learning_rate", "3e-4")
+    settings = ("--steps", "20", "--train.batch", "2", "--train.learning_rate", "1e-3")
     for ranks in (1, 2):
         finish(start(tmp_path / str(ranks), *settings, ranks=ranks))
     one, two = losses(tmp_path / "1"), losses(tmp_path / "2")

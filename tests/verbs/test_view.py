@@ -340,6 +340,11 @@ class TestControls:
         frusta = [thing for name, thing in page.server.things.items() if name.startswith("/cameras/")]
         assert len(frusta) == 3 and frusta[0].aspect == pytest.approx(8 / 6)
         assert frusta[0].fov == pytest.approx(2 * np.arctan(3 / 8))
+        assert not frusta[0].visible, "nobody starts inside a frustum"
+        page.server.controls["Axes"].set(False)
+        assert not frusta[0].visible, "another control leaves it alone"
+        page.server.controls["Cameras"].set(True)
+        assert all(frustum.visible for frustum in frusta)
         page.server.controls["Cameras"].set(False)
         assert not any(frustum.visible for frustum in frusta)
         client = SimpleNamespace(camera=SimpleNamespace())

@@ -24,6 +24,8 @@ from splatlearn.verbs.view_scene import Shown
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _FRUSTA = 100
 """At most so many cameras are drawn, evenly over a recording."""
+_FRUSTUM = 0.3
+"""Page units: the size of a frustum."""
 _WIDEST = 200.0
 """Page units: a greater standard deviation has no finite square in half precision."""
 
@@ -88,10 +90,12 @@ class Page:
 
     def stop(self) -> None:
         """Ends the page."""
-        self.server.stop()
+        with redirect_stdout(io.StringIO()):
+            self.server.stop()
 
     def _add_fixed(self) -> None:
-        """Axes and frusta, sized by the scene."""
+        """Axes and frusta, sized by the scene. Frusta about the visitor's own eye would be all that is seen: they show
+        once the control of cameras is used."""
         scene = self.server.scene
         scene.set_up_direction(tuple(self.shown.up.tolist()))
         self._axes = scene.add_frame("/axes", axes_length=2.0, axes_radius=0.04)
@@ -99,14 +103,16 @@ class Page:
         self._frusta = []
         for view in sorted({round(v) for v in np.linspace(0, len(cameras) - 1, min(len(cameras), _FRUSTA))}):
             pose = cameras.camera_to_world[view].double().numpy()
+            apart = np.linalg.norm(pose[:3, 3] - self.view.centers[0].double().numpy()) / self.unit
             frustum = scene.add_camera_frustum(
                 f"/cameras/{view}",
                 fov=field_of_view(cameras, view),
                 aspect=cameras.width / cameras.height,
-                scale=1.0,
+                scale=_FRUSTUM,
                 color=(37, 99, 235),
                 wxyz=quaternion(pose[:3, :3]),
                 position=pose[:3, 3] / self.unit,
+                visible=bool(apart > 2 * _FRUSTUM),
             )
             self._frusta.append(frustum)
 
@@ -122,7 +128,7 @@ class Page:
         self.axes.on_update(lambda event: self._show())
         if self._frusta:
             self.cameras = gui.add_checkbox("Cameras", initial_value=True)
-            self.cameras.on_update(lambda event: self._show())
+            self.cameras.on_update(lambda event: self._show_cameras())
 
     def _draw(self) -> None:
         """The scene again, under the same name, as the controls say."""
@@ -152,8 +158,10 @@ class Page:
     def _show(self) -> None:
         with self._lock:
             self._scene.visible, self._axes.visible = self.visible.value, self.axes.value
-            for frustum in self._frusta:
-                frustum.visible = self.cameras.value
+
+    def _show_cameras(self) -> None:
+        for frustum in self._frusta:
+            frustum.visible = self.cameras.value
 
     def _place(self, client: Any) -> None:
         """Puts a new visitor's camera where the view is, with its angle; it turns about a point ahead, at the depth of

@@ -325,11 +325,13 @@ class TestControls:
         assert server.stopped
 
     def test_gaussians(self, fake_viser, splat):
-        server = page_of(splat).server
-        thing = server.things["/scene"]
+        page = page_of(splat)
+        server, thing = page.server, page.server.things["/scene"]
         assert thing.kind == "gaussian_splats" and thing.opacities.shape == (100, 1)
         assert thing.covariances.shape == (100, 3, 3)
-        np.testing.assert_allclose(thing.covariances[0], 0.01 * np.eye(3), atol=1e-6)
+        np.testing.assert_allclose(page.unit**2 * thing.covariances[0], 0.01 * np.eye(3), atol=1e-6)
+        np.testing.assert_allclose(page.unit * thing.centers, page.shown.gaussians.means, atol=1e-6)
+        assert page.unit == pytest.approx(page.shown.radius / 10)
         assert set(server.controls["Color"].options) == {"rgb", "depth", "height", "opacity", "size"}
         assert "Cameras" not in server.controls
 
@@ -338,11 +340,37 @@ class TestControls:
         frusta = [thing for name, thing in page.server.things.items() if name.startswith("/cameras/")]
         assert len(frusta) == 3 and frusta[0].aspect == pytest.approx(8 / 6)
         assert frusta[0].fov == pytest.approx(2 * np.arctan(3 / 8))
+        assert not frusta[0].visible, "nobody starts inside a frustum"
+        page.server.controls["Axes"].set(False)
+        assert not frusta[0].visible, "another control leaves it alone"
+        page.server.controls["Cameras"].set(True)
+        assert all(frustum.visible for frustum in frusta)
         page.server.controls["Cameras"].set(False)
         assert not any(frustum.visible for frustum in frusta)
         client = SimpleNamespace(camera=SimpleNamespace())
         page.server.connect(client)
-        assert np.allclose(client.camera.position, 0) and client.camera.look_at[2] == pytest.approx(2)
+        assert np.allclose(client.camera.position, 0)
+        assert page.unit * client.camera.look_at[2] == pytest.approx(2)
+        assert client.camera.fov == pytest.approx(np.radians(60))
+
+    def test_the_visitor_looks_along_the_camera_that_was_asked_for(self, fake_viser):
+        shown = load_shown("patches", "", "z", {"film": True})
+        view = choose_view(shown, (80, 60), 1)
+        page = view_page.Page(shown, view, "rgb", "127.0.0.1", 8099)
+        camera = SimpleNamespace()
+        page.server.connect(SimpleNamespace(camera=camera))
+        ahead = np.subtract(camera.look_at, camera.position)
+        np.testing.assert_allclose(ahead / np.linalg.norm(ahead), view.world_to_camera[0, 2, :3], atol=1e-5)
+        np.testing.assert_allclose(page.unit * np.array(camera.position), view.centers[0], atol=1e-5)
+        assert camera.fov == pytest.approx(2 * np.arctan(30 / float(view.intrinsics[0, 1, 1])))
+
+    def test_covariances_stay_finite_in_half_precision(self, fake_viser, tmp_path):
+        means = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]).repeat(60, 1)
+        gaussians = view_scene.round_gaussians(means, torch.rand(180, 3), 0.1)
+        gaussians.scales[0] = 1e4  # a sky
+        write_gaussians(gaussians, tmp_path / "sky.ply")
+        thing = page_of(tmp_path / "sky.ply").server.things["/scene"]
+        assert np.isfinite(thing.covariances.astype(np.float16)).all()
 
     def test_the_verb_serves_until_it_is_stopped(self, fake_viser, splat, monkeypatch, capsys):
         monkeypatch.setattr(view_page.time, "sleep", lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -89,6 +89,12 @@ class Splats(nn.Module):
         unit: scalar, metres.
     """
 
+    places: nn.Parameter
+    log_scales: nn.Parameter
+    quaternions: nn.Parameter
+    logits: nn.Parameter
+    base: nn.Parameter
+    rest: nn.Parameter
     count: Tensor
     center: Tensor
     unit: Tensor

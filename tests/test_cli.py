@@ -32,6 +32,24 @@ check
   --gap N
   --json FILE
 
+fit
+  DATA
+  --run DIR
+  --scene TEXT
+  --holdout TEXT
+  --side N
+  --gaussians N
+  --refine-poses
+  --exposure
+  --steps N
+  --seed N
+  --jobs N
+  --shard TEXT
+  --resume auto|never
+  --data.OPTION VALUE
+  --fit.OPTION VALUE
+  --train.OPTION VALUE
+
 pretrain
   RECIPE
   --run DIR

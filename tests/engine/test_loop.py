@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -37,6 +38,22 @@ class Nan(ToyRecipe):
         step = super().forward(batch, progress)
         zero = (self.head.weight * 0).sum()
         return Step({**step.losses, "root": zero.sqrt()})  # finite, with an infinite slope
+
+
+class Afterwards(Nan):
+    """Draws noise, moves a weight and clears some of the optimiser's memory after each step."""
+
+    def __init__(self, bad: set[int] = frozenset()) -> None:
+        super().__init__(set(bad))
+        self.calls: list[int] = []
+        self.drawn: list[float] = []
+
+    @torch.no_grad()
+    def after_step(self, optimizer, progress: Progress) -> None:
+        self.calls.append(progress.step)
+        self.drawn.append(float(torch.rand(())))
+        self.head.bias += 0.01 * torch.randn(3)
+        optimizer.state[self.head.weight]["exp_avg"][0] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,3 +309,33 @@ class TestOptions:
         else:
             run_toy(tmp_path, steps=1, tensorboard=True)
             assert list((tmp_path / "tensorboard").iterdir())
+
+
+class TestAfterStep:
+    def test_called_after_every_step_that_counts(self, tmp_path):
+        recipe = Afterwards({3})
+        run_toy(tmp_path / "run", recipe)
+        assert recipe.calls == [step for step in range(12) if step != 3]
+        assert len(set(recipe.drawn)) == 11
+
+    def test_random_numbers_depend_on_seed_and_step_alone(self, tmp_path):
+        recipes = [Afterwards(), Afterwards({0, 1, 5}), Afterwards()]
+        for number, recipe in enumerate(recipes):
+            run_toy(tmp_path / str(number), recipe, seed=7 if number == 2 else 0)
+        first, skipping, other = (dict(zip(recipe.calls, recipe.drawn)) for recipe in recipes)
+        assert all(first[step] == value for step, value in skipping.items())
+        assert first[0] != other[0]
+
+    def test_resumes_to_the_same_bits(self, tmp_path):
+        whole, parts = Afterwards(), [Afterwards(), Afterwards()]
+        run_toy(tmp_path / "whole", whole)
+        run = tmp_path / "parts"
+        run_toy(run, parts[0])
+        for newer in sorted((run / "checkpoints").iterdir())[1:]:
+            shutil.rmtree(newer)
+        (run / "summary.json").unlink()
+        run_toy(run, parts[1])
+        assert parts[1].calls == list(range(8, 12))
+        assert losses(run) == losses(tmp_path / "whole")
+        for name, value in whole.state_dict().items():
+            assert torch.equal(value, parts[1].state_dict()[name]), name

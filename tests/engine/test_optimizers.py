@@ -73,6 +73,36 @@ class TestGroups:
         set_learning_rate(optimizer, 0.1)
         assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.05]
 
+    def test_decays(self):
+        config = TrainConfig(rates={"bias": 0.5}, decays={"weight": 0.01})
+        optimizer = build_optimizer(nn.Linear(3, 2), config)
+        for fraction, weight in ((0.0, 1.0), (0.5, 0.1), (1.0, 0.01)):
+            set_learning_rate(optimizer, 1.0, fraction)
+            assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([weight, 0.5])
+
+    def test_decays_of_nothing(self):
+        with pytest.raises(ConfigError, match="decays: no parameter matches 'wieght'; did you mean 'weight'"):
+            build_optimizer(nn.Linear(3, 2), TrainConfig(decays={"wieght": 0.5}))
+        with pytest.raises(ConfigError, match="decays: factors above 0"):
+            TrainConfig(decays={"weight": 0.0})
+
+    @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+    def test_fused(self, kind):
+        """The same steps but for rounding."""
+        results = []
+        for fused in (False, True):
+            module = nn.Linear(3, 2)
+            with torch.no_grad():
+                module.weight.copy_(torch.arange(6.0).view(2, 3))
+            optimizer = build_optimizer(module, TrainConfig(optimizer=kind, fused=fused, learning_rate=0.1))
+            for step in range(3):
+                module.weight.grad = torch.linspace(-1, 2, 6).view(2, 3) * (step + 1)
+                module.bias.grad = torch.ones(2)
+                optimizer.step()
+            results.append(module.weight.detach())
+        assert bool(optimizer.param_groups[0]["fused"])
+        torch.testing.assert_close(*results)
+
 
 class TestSchedules:
     def test_one_cycle_is_torch(self):

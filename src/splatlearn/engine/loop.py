@@ -73,7 +73,7 @@ SKIPS_IN_A_ROW = 3
 """Skipped steps in a row that stop a run."""
 VALIDATION_SEED = 0
 """Validation samples are the same whatever the seed of the run."""
-NOISE, SETUP, VALIDATION = range(3)
+NOISE, SETUP, VALIDATION, AFTER_STEP = range(4)
 
 
 class Terminated(SystemExit):
@@ -212,14 +212,14 @@ class _Run(Generic[B]):
 
     def _train_step(self, batch: B) -> dict[str, Any]:
         """One step. Weights change only if loss and gradients are finite on every rank. Returns its log line."""
-        rate = learning_rate(self.config, self.step, self.steps)
-        set_learning_rate(self.optimizer, rate)
+        rate, progress = learning_rate(self.config, self.step, self.steps), Progress(self.step, self.steps)
+        set_learning_rate(self.optimizer, rate, progress.fraction)
         reseed(self.config.seed, NOISE, self.step, self.fabric.global_rank)
         self.trainable.train()
         buffers = {name: buffer.clone() for name, buffer in self.trainable.named_buffers()}
         self.watch.lap("data")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            result: Step = self.module(batch, Progress(self.step, self.steps))
+            result: Step = self.module(batch, progress)
         loss = torch.stack([value.float() for value in result.losses.values()]).sum()
         self.watch.lap("forward")
         self.optimizer.zero_grad()
@@ -233,6 +233,8 @@ class _Run(Generic[B]):
         if not bad_ranks:
             clip_gradients(self.optimizer, norm, self.config.clip_norm)
             self.optimizer.step()
+            reseed(self.config.seed, AFTER_STEP, self.step)
+            self.trainable.after_step(self.optimizer, progress)
             if self.average:
                 self.average.update(self.trainable)
         self.watch.lap("optimizer")

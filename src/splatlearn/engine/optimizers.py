@@ -16,39 +16,43 @@ from splatlearn.errors import ConfigError, UserError, nearest
 
 
 def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of the parameters that need a gradient; each group's `scale` multiplies the schedule.
+    """The optimiser of the parameters that need a gradient.
+
+    Each group's `scale` multiplies the schedule, and so does its `decay` to the power of the share of the run.
 
     Raises:
         UserError: nothing can be trained.
-        ConfigError: a pattern of `rates` or `no_decay` matches no parameter.
+        ConfigError: a pattern of `rates`, `decays` or `no_decay` matches no parameter.
     """
-    groups = parameter_groups(module, config)
+    groups, fused = parameter_groups(module, config), config.fused or None
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov)
+        rest = {"momentum": config.momentum, "nesterov": config.nesterov, "fused": fused}
+        return torch.optim.SGD(groups, lr=config.learning_rate, **rest)
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon)
+    return kind(groups, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=fused)
 
 
 def parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Groups of equal rate and weight decay, in order of first appearance.
 
     Returns:
-        Dictionaries for a torch optimiser: `params`, `weight_decay`, and besides `scale` and `names`.
+        Dictionaries for a torch optimiser: `params`, `weight_decay`, and besides `scale`, `decay` and `names`.
     """
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not named:
         raise UserError(f"{type(module).__name__} has no parameter to train: everything is frozen")
-    patterns = {"rates": tuple(config.rates), "no_decay": config.no_decay}
+    patterns = {"rates": tuple(config.rates), "decays": tuple(config.decays), "no_decay": config.no_decay}
     _check_patterns(patterns, dict(module.named_parameters()))  # a pattern may name what is frozen in this run
     depth_factors = layer_factors(list(named), config.layer_decay)
-    groups: dict[tuple[float, float], list[str]] = defaultdict(list)
+    groups: dict[tuple[float, float, float], list[str]] = defaultdict(list)
     for name, parameter in named.items():
         scale = depth_factors[name] * _first_match(config.rates, name)
         plain = parameter.ndim <= 1 or any(fnmatchcase(name, pattern) for pattern in config.no_decay)
-        groups[scale, 0.0 if plain else config.weight_decay].append(name)
+        decay = _first_match(config.decays, name)
+        groups[scale, decay, 0.0 if plain else config.weight_decay].append(name)
     return [
-        {"params": [named[n] for n in names], "weight_decay": decay, "scale": scale, "names": names}
-        for (scale, decay), names in groups.items()
+        {"params": [named[n] for n in names], "weight_decay": shrinking, "scale": scale, "decay": decay, "names": names}
+        for (scale, decay, shrinking), names in groups.items()
     ]
 
 
@@ -105,10 +109,10 @@ def _cosine(start: float, stop: float, share: float) -> float:
     return stop + (start - stop) * (1 + math.cos(math.pi * share)) / 2
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives every group its share of `rate`."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float, fraction: float = 0.0) -> None:
+    """Gives every group its share of `rate`, after `fraction` of the run."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["scale"]
+        group["lr"] = rate * group["scale"] * group["decay"] ** fraction
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:

@@ -30,12 +30,31 @@ METRICS = {
 }
 """What well-known metrics are, for a reader who has not seen the code."""
 
+FIT_METRICS = {
+    "val_psnr": "PSNR of the held-out views, dB",
+    "val_ssim": "SSIM of the held-out views",
+    "val_depth_error": "mean error of the held-out depth, m",
+    "train_psnr": "PSNR of views that were fitted to, dB",
+}
+"""The same for a fit, whose views are held out instead of being inputs."""
+
 COMPARED = (
     ("val_psnr", "baseline/depth_warp", "dB against depth warp, on the input views"),
     ("val_psnr_novel", "baseline/own_colour_novel", "dB against own colour, on the view in between"),
+    ("val_psnr", "baseline/copy_nearest", "dB against the nearest training frame"),
     ("val_psnr", "val_psnr_shuffled", "dB owed to the features: lost when points exchange them"),
 )
 """Metric, what it is held against, and what the difference says; the table has every other pair."""
+BASELINES_TEXT = (
+    "All rows are measured on the same pairs of frames. <i>Own colour</i> draws the visible points in their "
+    "own colour without any learning, <i>depth warp</i> moves the other view by its depth, <i>copy</i> repeats "
+    "it. <i>Features shuffled</i> is this run with the encoder's features exchanged between points: what it "
+    "loses is what the features carry."
+)
+FIT_TEXT = (
+    "All rows are measured on the same held-out views. <i>Copy nearest</i> repeats the photograph of the training "
+    "camera that is nearest, <i>mean colour</i> is that of the training frames."
+)
 SHORT = {"miou": "mIoU", "macc": "mAcc"}
 ORIGINS = {"run": "pre-trained", "random": "random", "raw": "raw inputs"}
 """What evaluations call an encoder's origin, in a reader's words."""
@@ -64,11 +83,11 @@ def write_report(
         The file.
     """
     settings, summary, log = read_settings(run), read_json(run / "summary.json"), read_log(run / "log.jsonl")
-    metrics = {**summary.get("metrics", {}), **(metrics or {})}
+    metrics, fitted = {**summary.get("metrics", {}), **(metrics or {})}, "fit" in settings
     sections = [
         _header(run, settings, summary),
-        _verdict(metrics),
-        _renders(metrics),
+        _verdict(metrics, FIT_METRICS if fitted else METRICS),
+        _renders(metrics, fitted),
         _other_metrics(metrics),
         _probes(list(probes)),
         _pictures(pictures or {}),
@@ -79,7 +98,7 @@ def write_report(
         _details("Versions", _pairs(summary.get("versions", {}))),
     ]
     body = "\n".join(section for section in sections if section)
-    title = escape(f"{settings.get('recipe') or settings.get('task') or 'run'}: {run.name}")
+    title = escape(f"{_what(settings)}: {run.name}")
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE.read_text()}</style></head>\n'
@@ -145,8 +164,12 @@ def probe_rows(probes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return [header, *(row for _, row in rows)]
 
 
+def _what(settings: Mapping[str, Any]) -> str:
+    """What was run, in a word."""
+    return str(settings.get("recipe") or settings.get("task") or ("fit" if "fit" in settings else "run"))
+
+
 def _header(run: Path, settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    what = settings.get("recipe") or settings.get("task") or "run"
     facts = {
         "preset": settings.get("preset"),
         "encoder": _name(settings.get("encoder")),
@@ -159,12 +182,12 @@ def _header(run: Path, settings: Mapping[str, Any], summary: Mapping[str, Any]) 
         for name, value in facts.items()
         if value not in (None, "")
     )
-    title = f"<h1>{escape(str(what))} <small>{escape(run.name)}</small></h1>"
+    title = f"<h1>{escape(_what(settings))} <small>{escape(run.name)}</small></h1>"
     return f'<header>{title}<p class="chips">{chips}</p></header>'
 
 
-def _verdict(metrics: Mapping[str, Any]) -> str:
-    tiles = [_tile(_number(metrics[key]), text) for key, text in METRICS.items() if key in metrics]
+def _verdict(metrics: Mapping[str, Any], known: Mapping[str, str]) -> str:
+    tiles = [_tile(_number(metrics[key]), text) for key, text in known.items() if key in metrics]
     for key, other, text in COMPARED:
         if key in metrics and other in metrics:
             gain = metrics[key] - metrics[other]
@@ -179,9 +202,10 @@ def _baselines(metrics: Mapping[str, Any], suffix: str) -> dict[str, float]:
     return {key.removesuffix("_novel").replace("_", " "): float(v) for key, v in chosen.items()}
 
 
-def _renders(metrics: Mapping[str, Any]) -> str:
+def _renders(metrics: Mapping[str, Any], fitted: bool) -> str:
     """The run's PSNR among the baselines, as a table and as bars."""
-    columns = {"input views": _compared(metrics, ""), "view in between": _compared(metrics, "_novel")}
+    views = "held-out views" if fitted else "input views"
+    columns = {views: _compared(metrics, ""), "view in between": _compared(metrics, "_novel")}
     columns = {name: values for name, values in columns.items() if len(values) > 1}
     if not columns:
         return ""
@@ -193,12 +217,7 @@ def _renders(metrics: Mapping[str, Any]) -> str:
         _figure(plots.bars(_descending(values), "PSNR, dB", ["this run"]), f"PSNR of the {name}; higher is better")
         for name, values in columns.items()
     ]
-    text = (
-        "All rows are measured on the same pairs of frames. <i>Own colour</i> draws the visible points in their "
-        "own colour without any learning, <i>depth warp</i> moves the other view by its depth, <i>copy</i> repeats "
-        "it. <i>Features shuffled</i> is this run with the encoder's features exchanged between points: what it "
-        "loses is what the features carry."
-    )
+    text = FIT_TEXT if fitted else BASELINES_TEXT
     return _section("Rendered views against baselines", f"<p>{text}</p>{_table(rows, 'this run')}{_row(figures)}")
 
 
@@ -216,7 +235,11 @@ def _descending(values: Mapping[str, float]) -> dict[str, float]:
 
 def _other_metrics(metrics: Mapping[str, Any]) -> str:
     known = ("baseline/", "val_psnr")
-    rest = {key: value for key, value in metrics.items() if not key.startswith(known) and key not in METRICS}
+    rest = {
+        key: value
+        for key, value in metrics.items()
+        if not key.startswith(known) and key not in {*METRICS, *FIT_METRICS}
+    }
     return _section("Other metrics", _pairs({k: _number(v) for k, v in rest.items()})) if rest else ""
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from splatlearn.data.scene import Data
 from splatlearn.encoders.base import Encoder
@@ -59,6 +60,13 @@ class Trainable(nn.Module, ABC, Generic[B]):
     @abstractmethod
     def forward(self, batch: B, progress: Progress) -> Step:
         """Losses of one batch."""
+
+    def after_step(self, optimizer: Optimizer, progress: Progress) -> None:
+        """What changes weights, buffers and optimiser state beside the gradient, such as relocating Gaussians.
+
+        Called after every step that was not skipped. Torch's generator then depends on the seed of the run and the
+        step alone, and is the same on every rank, so that ranks stay alike and a resumed run too. By default nothing.
+        """
 
     def evaluate(self, batches: Iterable[B]) -> dict[str, float]:
         """Numbers for the summary (`val_psnr`, `miou`...), over whole batches. By default none."""

@@ -14,6 +14,7 @@ VERBS = {
     "demo": "demo:demo",
     "doctor": "doctor:doctor",
     "check": "check:check",
+    "fit": "fit:fit",
     "pretrain": "pretrain:pretrain",
     "evaluate": "evaluate:evaluate",
     "encode": "encode:encode",

@@ -51,17 +51,18 @@ def list_names(kind: str = "", name: str = "") -> str:
     """Names of encoders, recipes, tasks and readers; options of one of them.
 
     Args:
-        kind: encoders, recipes, tasks, readers, or train (options of the training loop); empty for all.
+        kind: encoders, recipes, tasks, readers, train (options of the training loop), or fit (of a fit); empty for all.
         name: family, or family.preset; its options are shown, with the preset's values.
 
     Raises:
         ConfigError: no such kind, family or preset.
     """
     kinds = _registries()
-    if kind == "train" and not name:
-        return _train_options()
+    if kind in ("train", "fit") and not name:
+        return _train_options() if kind == "train" else _fit_options()
     if kind and kind not in kinds:
-        raise ConfigError(f"unknown kind {kind!r}{nearest(kind, [*kinds, 'train'])} (known: {', '.join(kinds)}, train)")
+        known = [*kinds, "train", "fit"]
+        raise ConfigError(f"unknown kind {kind!r}{nearest(kind, known)} (known: {', '.join(known)})")
     if name:
         return _options(kinds[kind], name)
     chosen = {kind: kinds[kind]} if kind else kinds
@@ -273,6 +274,14 @@ def _train_options() -> str:
     from splatlearn.engine.config import TrainConfig
 
     return f"options of the training loop\n\n{columns(describe_options(TrainConfig, '--train', None))}"
+
+
+def _fit_options() -> str:
+    from splatlearn.tasks.fitting import TRAINING, FitConfig
+
+    rest = columns([("train", ", ".join(f"{k}={v}" for k, v in TRAINING.items()))])
+    table = columns(describe_options(FitConfig, "--fit", FitConfig()))
+    return f"options of a fit\n\n{table}\n\nbeside these, it sets\n{rest}"
 
 
 def describe_options(config: type, flag: str, values: Any = None) -> Rows:

@@ -1,0 +1,291 @@
+"""`fit` on a tiny room and a real recording: a run folder, resumed bit for bit; many scenes, some of which fail."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import splatlearn
+from splatlearn.cli import main
+from splatlearn.data.rooms.scene import RoomsScene
+from splatlearn.engine.checkpoint import newest_checkpoint
+from splatlearn.engine.logs import JsonLines
+from splatlearn.errors import ConfigError, UserError
+from splatlearn.splatting.files import read_gaussians
+from splatlearn.splatting.render import render
+from splatlearn.verbs.fit import plan_fit
+from splatlearn.verbs.fit_scenes import Outcome, _places, fit_scene, parse_shard
+
+WORDS = ["--side", "48", "--gaussians", "1500", "--holdout", "every:4"]
+LOOP = {"checkpoint_every": 30}
+
+
+def plan(steps: int = 90, rooms: int = 1, **options):
+    fit = {"side": 48, "gaussians": 1500, "holdout": "every:4", "chain": {"every": 20}, "degree_every": 30, **options}
+    return plan_fit("rooms.tiny", steps=steps, data_options={"rooms": rooms}, fit_options=fit, train_options=LOOP)
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in JsonLines(run / "log.jsonl").records()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run = tmp_path_factory.mktemp("fit") / "room"
+    ours = plan(refine_poses=True, exposure=True)
+    return run, fit_scene(ours, ours.source.scenes()[0], run, show=False)
+
+
+class TestOneScene:
+    def test_metrics(self, finished):
+        metrics = finished[1].metrics
+        expected = {"val_psnr", "val_ssim", "val_depth_error", "baseline/copy_nearest", "baseline/mean_colour"}
+        assert set(metrics) == expected
+        assert metrics["val_psnr"] > metrics["baseline/mean_colour"] + 3
+        assert metrics["val_psnr"] > metrics["baseline/copy_nearest"]
+        assert 0.3 < metrics["val_ssim"] < 1
+        assert 0 < metrics["val_depth_error"] < 0.5
+
+    def test_it_learns(self, finished):
+        values = losses(finished[0])
+        assert sum(values[-9:]) < 0.75 * sum(values[:9])
+
+    def test_the_file_is_the_scene(self, finished):
+        run, summary = finished
+        gaussians = read_gaussians(run / "scene.ply")
+        assert 0 < len(gaussians) <= summary.facts["gaussians_per_sample"] <= 1500
+        scene = plan().source.scenes()[0]
+        frames = scene.frames([5], (48, 36))
+        seen = render(gaussians, frames.cameras).color
+        assert -10 * float((seen - frames.images).square().mean().log10()) > summary.metrics["baseline/mean_colour"]
+
+    def test_run_folder(self, finished):
+        run, summary = finished
+        written = json.loads((run / "summary.json").read_text())
+        assert written["views"] == {"train": 9, "held_out": 3}
+        assert written["init"] == "depth"
+        settings = yaml.safe_load((run / "config.yaml").read_text())
+        assert settings["fit"]["refine_poses"] is True
+        assert settings["data"]["name"] == "rooms.tiny"
+        report = (run / "report.html").read_text()
+        for expected in ("held-out frame 0", "rendered depth", "nearest training frame", "PSNR of the held-out views"):
+            assert expected in report
+        assert "input views" not in report
+        assert summary.facts["size"] == [48, 36]
+
+    def test_what_is_done_is_not_done_again(self, finished):
+        run, summary = finished
+        ours, begun = plan(refine_poses=True, exposure=True), (run / "scene.ply").stat().st_mtime_ns
+        again = fit_scene(ours, ours.source.scenes()[0], run, show=False)
+        assert again.metrics == summary.metrics
+        assert (run / "scene.ply").stat().st_mtime_ns == begun
+
+    def test_other_settings_are_refused(self, finished):
+        ours = plan()
+        with pytest.raises(UserError, match=r"fit\.exposure: True -> False"):
+            fit_scene(ours, ours.source.scenes()[0], finished[0], show=False)
+
+    def test_resumes_to_the_same_bits(self, finished, tmp_path):
+        run = tmp_path / "again"
+        shutil.copytree(finished[0], run)
+        for newer in sorted((run / "checkpoints").iterdir())[1:]:
+            shutil.rmtree(newer)
+        for name in ("summary.json", "scene.ply", "report.html"):
+            (run / name).unlink()
+        assert int(newest_checkpoint(run / "checkpoints").name[5:]) < 90
+        ours = plan(refine_poses=True, exposure=True)
+        fit_scene(ours, ours.source.scenes()[0], run, show=False)
+        assert losses(run) == losses(finished[0])
+        assert (run / "scene.ply").read_bytes() == (finished[0] / "scene.ply").read_bytes()
+        for name in ("model", "optimizer"):
+            first, second = (
+                load_file(newest_checkpoint(folder / "checkpoints") / f"{name}.safetensors")
+                for folder in (finished[0], run)
+            )
+            assert first.keys() == second.keys()
+            assert all(torch.equal(first[key], second[key]) for key in first)
+
+    def test_growth(self, tmp_path):
+        """Points fewer than the cap: the chain adds some, and the checkpoint carries them."""
+        ours = plan_fit(
+            "rooms.tiny",
+            steps=60,
+            data_options={"rooms": 1},
+            fit_options={"side": 48, "gaussians": 6500, "init": "points", "chain": {"every": 10}, "holdout": "none"},
+            train_options=LOOP,
+        )
+        summary = fit_scene(ours, ours.source.scenes()[0], tmp_path / "run", show=False)
+        counts = [record["metrics"]["gaussians"] for record in JsonLines(tmp_path / "run" / "log.jsonl").records()]
+        assert counts[0] < 6000
+        assert counts == sorted(counts)
+        assert summary.facts["gaussians_per_sample"] == 6500
+        assert set(summary.metrics) == {"train_psnr", "train_ssim", "train_depth_error"}
+
+    def test_command(self, tmp_path, capsys):
+        run = str(tmp_path / "run")
+        words = ["fit", "rooms.tiny", "--run", run, "--data.rooms", "1", "--steps", "3", *WORDS]
+        assert main(words) == 0
+        assert "scene.ply" in capsys.readouterr().out
+        assert main(["fit", "--config", f"{run}/config.yaml", "--run", str(tmp_path / "copy")]) == 0
+        first, second = (yaml.safe_load(Path(r, "config.yaml").read_text()) for r in (run, tmp_path / "copy"))
+        assert first == second
+        assert losses(tmp_path / "run") == losses(tmp_path / "copy")
+
+    def test_rates_of_single_parameters(self):
+        train = plan_fit("rooms.tiny", train_options={"rates": {"splats.base": 7.0}, "learning_rate": 1e-2}).train
+        assert train.rates["splats.base"] == 7.0
+        assert train.rates["splats.logits"] == plan_fit("rooms.tiny").train.rates["splats.logits"]
+        assert train.learning_rate == 1e-2
+
+    def test_everything_wrong_is_told_at_once(self, tmp_path, capsys):
+        words = ["--fit.degre", "3", "--train.rat", "2", "--steps", "0", "--holdout", "every:x"]
+        assert main(["fit", "nowhere", "--run", str(tmp_path / "run"), *words]) == 2
+        error = capsys.readouterr().err
+        for expected in ("--steps", "--fit.degre: unknown; did you mean 'degree'", "--train.rat", "no such file"):
+            assert expected in error
+        assert not (tmp_path / "run").exists()
+
+    def test_no_frames(self, tmp_path, capsys):
+        clouds = tmp_path / "clouds" / "room"
+        clouds.mkdir(parents=True)
+        import numpy as np
+
+        np.save(clouds / "coord.npy", np.random.default_rng(0).random((50, 3), dtype=np.float32))
+        np.save(clouds / "color.npy", np.zeros((50, 3), np.uint8))
+        assert main(["fit", str(tmp_path / "clouds"), "--run", str(tmp_path / "run")]) == 2
+        assert "two posed frames or more are needed for a fit, it has 0" in capsys.readouterr().err
+
+
+class Failing(RoomsScene):
+    """A room whose frames cannot be had: always, or in the first process that asks."""
+
+    def frames(self, views, size):
+        mark = Path(os.environ["FAILING_MARK"]) / self.name
+        if self.name.endswith("0001") or not mark.exists():
+            mark.touch()
+            raise OSError(f"{self.name}: the disk is gone")
+        return super().frames(views, size)
+
+
+@pytest.fixture
+def failing(monkeypatch, tmp_path):
+    """A plan for three rooms: the second always fails, the third at its first attempt."""
+    monkeypatch.setenv("FAILING_MARK", str(tmp_path))
+    ours = plan(steps=3, rooms=3)
+    first, *others = ours.source.scenes()
+    scenes = [first, *(Failing(scene.folder, scene.name) for scene in others)]
+    monkeypatch.setattr(type(ours.source), "scenes", lambda self: scenes)
+    return ours
+
+
+class TestManyScenes:
+    @pytest.mark.parametrize("jobs", [1, 2])
+    def test_one_failure_does_not_stop_the_others(self, failing, tmp_path, jobs):
+        from splatlearn.verbs.fit_scenes import fit_scenes
+
+        run = tmp_path / "run"
+        with pytest.raises(UserError, match="1 of 3 scenes failed") as caught:
+            fit_scenes(failing, run, jobs=jobs)
+        text = str(caught.value)
+        assert "room-0-0001: OSError: room-0-0001: the disk is gone" in text
+        states = {path.stem: json.loads(path.read_text()) for path in (run / "status").iterdir()}
+        assert {name: (s["state"], s["attempts"]) for name, s in states.items()} == {
+            "room-0-0000": ("done", 1),
+            "room-0-0001": ("failed", 2),
+            "room-0-0002": ("done", 2),
+        }
+        assert "Traceback" in states["room-0-0001"]["error"]
+        for name in ("room-0-0000", "room-0-0002"):
+            assert (run / name / "scene.ply").is_file()
+        assert not (run / "room-0-0001").exists()
+
+    def test_shards(self, tmp_path, capsys):
+        words = ["fit", "rooms.tiny", "--run", str(tmp_path / "run"), "--data.rooms", "3", "--steps", "1", *WORDS]
+        assert main([*words, "--shard", "2/2"]) == 0
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["room-0-0001", "status"]
+        assert main([*words, "--shard", "1/2"]) == 0
+        assert sorted(path.name for path in (tmp_path / "run").iterdir())[:3] == [f"room-0-000{i}" for i in range(3)]
+        assert main([*words, "--shard", "3/2"]) == 2
+        assert "1/4 is the first of four" in capsys.readouterr().err
+
+    def test_one_scene_by_name(self, tmp_path, capsys):
+        words = ["fit", "rooms.tiny", "--run", str(tmp_path / "run"), "--data.rooms", "2", "--steps", "1", *WORDS]
+        assert main([*words, "--scene", "room-0-0001"]) == 0
+        assert (tmp_path / "run" / "scene.ply").is_file()
+        assert main([*words, "--scene", "room-0-0002"]) == 2
+        assert "did you mean 'room-0-0001'" in capsys.readouterr().err
+
+    def test_places(self, tmp_path):
+        found = _places(["chess/seq-01", "a b", "x"], tmp_path)
+        assert [path.name for path in found.values()] == ["chess-seq-01", "a-b", "x"]
+        with pytest.raises(UserError, match="too much alike"):
+            _places(["a/b", "a b"], tmp_path)
+
+    @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+    def test_no_share(self, text):
+        with pytest.raises(ConfigError, match="--shard"):
+            parse_shard(text)
+
+    def test_stopped_by_a_signal(self, tmp_path):
+        """Both processes save a checkpoint, nothing else is begun, and the runs can be continued."""
+        run = tmp_path / "run"
+        words = [
+            "fit",
+            "rooms.tiny",
+            "--run",
+            str(run),
+            "--data.rooms",
+            "3",
+            "--steps",
+            "100000",
+            "--jobs",
+            "2",
+            *WORDS,
+        ]
+        process = subprocess.Popen([sys.executable, "-m", "splatlearn", *words], stderr=subprocess.PIPE)
+        logs = [run / f"room-0-000{i}" / "log.jsonl" for i in range(2)]
+        deadline = time.monotonic() + 120
+        while not all(log.exists() for log in logs) and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+        for log in logs:
+            newest = newest_checkpoint(log.parent / "checkpoints")
+            assert newest is not None
+            assert int(newest.name[5:]) == len(losses(log.parent))
+        assert not (run / "room-0-0002").exists()
+
+
+def test_table():
+    done = Outcome(scene="a", run="r/a", state="done", metrics={"val_psnr": 21.5}, gaussians=5000, seconds=120)
+    failed = Outcome(scene="b", run="r/b", state="failed", attempts=2, error="broken\nTraceback")
+    lines = str(splatlearn.verbs.fit_scenes.Fits((done, failed))).splitlines()
+    assert lines[0].split() == ["scene", "state", "minutes", "Gaussians", "PSNR"]
+    assert lines[1].split() == ["a", "done", "2.0", "5,000", "21.500"]
+    assert lines[-1] == "b: broken"
+
+
+def test_a_real_recording(shared_data, tmp_path):
+    """Seconds, at a size of stamps: better than the mean colour by far; the whole path from files to a report."""
+    result = splatlearn.fit(
+        str(shared_data / "rgbd_7scenes_redkitchen"),
+        run=tmp_path / "run",
+        side=64,
+        gaussians=3000,
+        steps=120,
+        data_options={"max_frames": 32},
+        train_options={"checkpoint_every": 1000},
+    )
+    metrics = result.outcomes[0].metrics
+    assert metrics["val_psnr"] > metrics["baseline/mean_colour"] + 5
+    assert metrics["val_depth_error"] < 0.3
+    assert "held-out frame" in (tmp_path / "run" / "report.html").read_text()

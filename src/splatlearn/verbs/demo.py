@@ -15,7 +15,7 @@ SETTINGS: dict[str, Any] = {
     "data": "rooms.demo",
     "recipe_options": {"size": [128, 96], "mask_ratio": 0.75, "epipolar": {"refinement_kernel": 1}},
     "encoder_options": {"voxel": 0.03},
-    "train_options": {"validation_samples": 12, "warmup": 0.2},
+    "train_options": {"validation_samples": 12, "warmup": 0.2, "workers": 0},
 }
 """What every run of the demo has in common: sizes that let four runs end in some minutes on two cores. Hiding three
 quarters of the points, where GS3 hides half, and refining pixel by pixel make a step half as long. With the preset's

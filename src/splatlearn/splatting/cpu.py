@@ -258,8 +258,9 @@ def _differentiate(
     workers: int,
 ) -> list[np.ndarray]:
     """Gradients of the eight tensors, in their order."""
-    *_, poses, intrinsics, features = arrays
-    slots, by_features = np.empty((len(drawn.hits), compositing.MOMENTS), np.float32), np.zeros_like(features)
+    features = arrays[7]
+    slots = np.empty((len(drawn.hits), compositing.MOMENTS), np.float32)
+    by_features = np.zeros(features.shape, np.float32)  # takes memory where it is first added to
     cloud = (drawn.records, drawn.boxes, drawn.hits, drawn.tile_starts, drawn.slot_starts)
     outer = (layout.stops, workers, images, (gradients[0], *gradients[2:]))
 

@@ -6,7 +6,7 @@ A tile's cells are numbered row by row, as its pixels are by their place. Legend
 import numpy as np
 
 from splatlearn.splatting.kernels.compilation import helper
-from splatlearn.splatting.kernels.products import stride_of
+from splatlearn.splatting.kernels.rows import stride_of
 from splatlearn.splatting.kernels.tiles import pixel_of
 from splatlearn.splatting.projection import TILE
 

@@ -17,7 +17,8 @@ from splatlearn.splatting.kernels.cells import CELLS, load_cells, to_cells, weig
 from splatlearn.splatting.kernels.compilation import helper, kernel
 from splatlearn.splatting.kernels.compositing import FORWARD, Block, Images, close_tile
 from splatlearn.splatting.kernels.lanes import I64, PLACES, VECTOR, WIDTH, Lanes, intrinsic, pointer_of
-from splatlearn.splatting.kernels.products import WIDE, Listed, gather_tile, load_pixels, spread_tile, store_pixels
+from splatlearn.splatting.kernels.products import Listed, gather_tile, load_pixels, spread_tile, store_pixels
+from splatlearn.splatting.kernels.rows import WIDE
 from splatlearn.splatting.kernels.tiles import (
     ACROSS,
     BLOCK_X,
@@ -28,7 +29,6 @@ from splatlearn.splatting.kernels.tiles import (
     covered,
     lowest_bit,
     open_tile,
-    pixel_of,
 )
 from splatlearn.splatting.projection import TILE
 
@@ -136,9 +136,9 @@ def list_tiles(
             many = weigh_cells(size, coarse, left, top, cells, shares)
         for hit in range(tile_starts[index], tile_starts[index + 1]):
             if live == 0:
-                counts[hit:tile_starts[index + 1]] = 0
+                counts[hit : tile_starts[index + 1]] = 0
                 if len(sums):
-                    sums[hit:tile_starts[index + 1]] = 0
+                    sums[hit : tile_starts[index + 1]] = 0
                 break
             if end + MOST > last:
                 return index
@@ -259,7 +259,9 @@ def gather(
         item, piece = np.int64(task) // pieces, np.int64(task) % pieces
         low, high = vectors * piece // pieces * WIDTH, min(vectors * (piece + 1) // pieces * WIDTH, channels)
         pixels, row = np.empty(CELLS * WIDE, np.float32), np.empty(WIDE, np.float32)
-        for index in range(max(tiles[0], view_starts[item] * per_view), min(tiles[1], view_starts[item + 1] * per_view)):
+        for index in range(
+            max(tiles[0], view_starts[item] * per_view), min(tiles[1], view_starts[item + 1] * per_view)
+        ):
             corner = corner_of(index, size)
             for begin in range(low, high, WIDE):
                 part = (channels, begin, min(WIDE, high - begin))

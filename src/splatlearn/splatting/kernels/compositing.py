@@ -11,7 +11,8 @@ from numba import float32, int64, prange
 
 from splatlearn.splatting.kernels.compilation import helper, kernel
 from splatlearn.splatting.kernels.lanes import I64, VECTOR, WIDTH, Lanes, Mask, intrinsic, pointer_of
-from splatlearn.splatting.kernels.products import OVERRUN, WIDE, Further, gains_of
+from splatlearn.splatting.kernels.products import OVERRUN, Further, gains_of
+from splatlearn.splatting.kernels.rows import WIDE
 from splatlearn.splatting.kernels.tiles import (
     ACROSS,
     BLOCK_X,
@@ -286,7 +287,9 @@ def differentiate_hit(
 
 
 @helper
-def add_totals(state: np.ndarray, count: int, first: int, places: np.ndarray, values: np.ndarray, gains: np.ndarray) -> None:
+def add_totals(
+    state: np.ndarray, count: int, first: int, places: np.ndarray, values: np.ndarray, gains: np.ndarray
+) -> None:
     """Adds the weighed gains of a tile's entries to what is still to come at their pixels."""
     for entry in range(count):
         place = np.int64(places[first + entry])

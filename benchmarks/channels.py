@@ -1,11 +1,12 @@
 """Feature channels: rendering them beside colour, and lifting maps to Gaussians, on this machine's CPU.
 
-Run: python benchmarks/channels.py [--quick]
+Run: python benchmarks/channels.py [--quick] [--processor]
 
 Every figure is the median of several calls and includes projection, sorting and binning, colour and depth. `sparse`
 is what a user could do instead: the weights once as a sparse matrix of pixels by Gaussians, which torch multiplies
-with the features; making that matrix is not counted. Memory is what the process grows by, against the bound of
-2 (N + pixels) C numbers.
+with the features; making that matrix is not counted. `torch` is `render`'s reference in plain torch, called once.
+Memory is what the process grows by, against the bound of 2 (N + pixels) C numbers. `--processor` is for a busy machine:
+processor time of one thread; the prototype's figures, of two threads by the clock, are then left out.
 """
 
 import argparse
@@ -15,11 +16,12 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from splatlearn.splatting import lift, render
+from splatlearn.splatting import RenderOptions, lift, render
 from splatlearn.structures import Cameras, Gaussians
 from splatting import fresh, pixel_cloud
 
@@ -33,18 +35,25 @@ BEST = {"A, 768": (155, 281), "B, 64": (43, 93), "B, 256": (84, 165), "C, 64": (
 """Forward and backward milliseconds of the best prototype on its machine, of the same cores; raster pass alone."""
 
 
-def timed(cloud: Gaussians, cameras: Cameras, features: Tensor, calls: int) -> tuple[float, float]:
+def clock() -> float:
+    """Seconds, of this process alone with --processor."""
+    return time.process_time() if "--processor" in sys.argv else time.perf_counter()
+
+
+def timed(
+    cloud: Gaussians, cameras: Cameras, features: Tensor, calls: int, backend: Literal["cpu", "reference"] = "cpu"
+) -> tuple[float, float]:
     """Median milliseconds of a forward and a backward pass."""
-    forward, backward, gradient = [], [], None
+    forward, backward, gradient, options = [], [], None, RenderOptions(backend=backend)
     for _ in range(calls + 1):
         leaves, rows = fresh(cloud), features.clone().requires_grad_()
-        start = time.perf_counter()
-        seen = render(leaves, cameras, rows)
-        forward.append(time.perf_counter() - start)
+        start = clock()
+        seen = render(leaves, cameras, rows, options=options)
+        forward.append(clock() - start)
         gradient = torch.randn_like(seen.features) if gradient is None else gradient
-        start = time.perf_counter()
+        start = clock()
         torch.autograd.backward([seen.color, seen.features], [torch.ones_like(seen.color), gradient])
-        backward.append(time.perf_counter() - start)
+        backward.append(clock() - start)
     return 1e3 * median(forward[1:]), 1e3 * median(backward[1:])
 
 
@@ -57,12 +66,12 @@ def sparse(cloud: Gaussians, cameras: Cameras, features: Tensor, calls: int) -> 
     forward, backward = [], []
     for _ in range(calls + 1):
         rows = features.clone().requires_grad_()
-        start = time.perf_counter()
+        start = clock()
         seen = torch.sparse.mm(weights, rows)
-        forward.append(time.perf_counter() - start)
-        start = time.perf_counter()
+        forward.append(clock() - start)
+        start = clock()
         seen.backward(seen.detach())
-        backward.append(time.perf_counter() - start)
+        backward.append(clock() - start)
     return 1e3 * median(forward[1:]), 1e3 * median(backward[1:])
 
 
@@ -71,9 +80,9 @@ def lifting(cloud: Gaussians, cameras: Cameras, channels: int, coarse: int, call
     maps = torch.randn(1, channels, cameras.height // coarse, cameras.width // coarse)
     times = []
     for _ in range(calls + 1):
-        start = time.perf_counter()
+        start = clock()
         lift(maps, cloud, cameras)
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return 1e3 * median(times[1:])
 
 
@@ -108,27 +117,38 @@ def peak() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer calls")
+    parser.add_argument("--processor", action="store_true", help="processor time of one thread")
+    parser.add_argument("--only", choices=WORKLOADS, help="one workload")
     parser.add_argument("--memory", choices=WORKLOADS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory:
         print(grown(given.memory))
         return
     calls = 3 if given.quick else 7
+    if given.processor:
+        torch.set_num_threads(1)
     print(f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     print(
-        "| workload, channels | forward ms | backward ms | prototype | sparse matrix | MB, bound | lift, from 1/8, ms |"
+        "| workload, channels | forward ms | backward ms | prototype | sparse matrix | torch | MB, bound "
+        "| lift, from 1/8, ms |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for name, (width, height, number, channels) in WORKLOADS.items():
+        if given.only not in (None, name):
+            continue
         cloud, cameras = pixel_cloud(width, height, number)
         features = torch.randn(number, channels)
         forward, backward = timed(cloud, cameras, features, calls)
         other = sparse(cloud, cameras, features, 1)
+        twin = timed(cloud, cameras, features, 1, "reference")
+        best = "" if given.processor else f"{BEST[name][0]} + {BEST[name][1]}"
         bound = 2 * (number + width * height) * channels * 4 / 2**20
         lifts = [lifting(cloud, cameras, channels, coarse, calls) for coarse in (1, 8)]
         print(
-            f"| {name} | {forward:.0f} | {backward:.0f} | {BEST[name][0]} + {BEST[name][1]} | "
-            f"{other[0]:.0f} + {other[1]:.0f} | {memory(name):.0f}, {bound:.0f} | {lifts[0]:.0f}, {lifts[1]:.0f} |"
+            f"| {name} | {forward:.0f} | {backward:.0f} | {best} | "
+            f"{other[0]:.0f} + {other[1]:.0f} | {twin[0]:.0f} + {twin[1]:.0f} | {memory(name):.0f}, {bound:.0f} | "
+            f"{lifts[0]:.0f}, {lifts[1]:.0f} |",
+            flush=True,
         )
 
 

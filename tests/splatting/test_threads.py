@@ -14,7 +14,7 @@ from splatlearn.splatting import RenderOptions, lift, render
 from splatting.scenes import assemble, random_cameras, random_gaussians, tensors_of
 
 cloud, cameras = random_gaussians(1200, items=2, degree=1), random_cameras(2, 60, 44, items=2)
-maps, rows = torch.randn(4, 9, 11, 15), torch.randn(2400, 40)
+maps, rows = torch.randn(4, 90, 11, 15), torch.randn(2400, 140)
 assert numba.config.NUMBA_NUM_THREADS == 2
 for threads in (1, 1, 2, 2):
     torch.set_num_threads(threads)

@@ -6,9 +6,8 @@ survive a fork (start loader workers by spawn).
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,9 +26,11 @@ if TYPE_CHECKING:
 
 LOCK = threading.RLock()
 ENTRIES = 1 << 20
-"""Weights that are listed at a time, of nine bytes each."""
-NOTHING = (np.empty((0, 0, 0), np.float32), np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.float32))
-"""No channels beside colour and depth."""
+"""Weights that are listed at a time, where they are not kept."""
+ENTRY = 6
+"""Bytes of a weight and its pixel."""
+NO_CELLS = (0, 0)
+NO_SUMS = np.empty(0)
 
 
 class Layout(NamedTuple):
@@ -54,9 +55,9 @@ class Layout(NamedTuple):
     stops: np.ndarray
 
     @property
-    def rows(self) -> tuple[np.ndarray, ...]:
-        """What the kernels for channels take."""
-        return (self.gaussians, self.views, self.pairs, self.first)
+    def shifts(self) -> np.ndarray:
+        """(V) what added to a pair's number gives its Gaussian."""
+        return self.first - self.pairs[:-1]
 
 
 class Drawn(NamedTuple):
@@ -71,22 +72,20 @@ class Drawn(NamedTuple):
 
     @property
     def binned(self) -> tuple[np.ndarray, ...]:
-        """Without `tiles`."""
-        return (self.records, self.boxes, self.hits, self.tile_starts, self.slot_starts)
+        """What the kernels for channels take."""
+        return (self.records, self.hits, self.tile_starts)
 
 
 class Band(NamedTuple):
-    """The weights of a range of tiles; see `kernels.channels`.
+    """The weights of a range of tiles.
 
     Fields:
         tiles: first and past-last tile.
-        hits: first and past-last hit.
-        entries: entry_starts, places, weights and slot_hits.
+        listed: of `kernels.channels.list_weights`.
     """
 
     tiles: tuple[int, int]
-    hits: tuple[int, int]
-    entries: tuple[np.ndarray, ...]
+    listed: tuple[np.ndarray, ...]
 
 
 def rasterize(
@@ -109,10 +108,13 @@ def lift(maps: Tensor, gaussians: Gaussians, cameras: Cameras, options: "RenderO
         arrays = _arrays((g.means, g.scales, g.quaternions, g.opacities, g.sh, c.world_to_camera, c.intrinsics))
         (read,) = _arrays((maps.permute(0, 2, 3, 1),))
         drawn, _ = _bin(layout, arrays, workers)
-        counts = _blend(layout, drawn, np.empty((len(g), 0), np.float32), np.empty(0, np.float32), workers)
-        sums, weights = np.zeros((len(g), maps.shape[1]), np.float32), np.zeros(len(g))
-        for band in _bands(layout, drawn, counts, workers):
-            channels.lift(layout.rows, band.hits, drawn.binned, band.entries, layout.size, read, sums, weights)
+        coarse = NO_CELLS if maps.shape[2:] == (c.height, c.width) else (maps.shape[3], maps.shape[2])
+        sums, by_hit = np.zeros((len(g), maps.shape[1]), np.float32), np.zeros(len(drawn.hits))
+        known = (layout.shifts, layout.views)
+        for band in _bands(layout, drawn, workers, ENTRIES, _no_images(), coarse, by_hit):
+            seen = (known, drawn.binned, layout.size, workers, coarse, band.listed)
+            channels.gather(band.tiles, *seen, read, sums)
+        weights = np.bincount(_owners(layout, drawn), by_hit, len(g))
     return torch.from_numpy(sums), torch.from_numpy(weights).float()
 
 
@@ -147,20 +149,20 @@ class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layout: Layout, *tensors: Tensor) -> tuple[Tensor, ...]:
         with _threads() as workers:
-            (color, blended, depth, alpha), ctx.drawn, ctx.counts = _draw(layout, _arrays(tensors), workers)
+            (color, blended, depth, alpha), ctx.drawn, ctx.kept = _draw(layout, _arrays(tensors), workers)
         ctx.layout = layout
         outputs = tuple(torch.from_numpy(image) for image in (color, blended, depth, alpha))
-        ctx.save_for_backward(*outputs, *tensors)
+        ctx.save_for_backward(outputs[0], *outputs[2:], *tensors)
         return outputs[0], outputs[1].permute(0, 3, 1, 2), *outputs[2:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        images, tensors = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        images, tensors = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
         gradients = (gradients[0], gradients[1].permute(0, 2, 3, 1), *gradients[2:])
         with _threads() as workers:
             outgoing = _differentiate(
-                ctx.layout, ctx.drawn, ctx.counts, _arrays(tensors), _arrays(images), _arrays(gradients), workers
+                ctx.layout, ctx.drawn, ctx.kept, _arrays(tensors), _arrays(images), _arrays(gradients), workers
             )
         return (None, *(torch.from_numpy(values) for values in outgoing))
 
@@ -182,73 +184,116 @@ def _bin(layout: Layout, arrays: tuple[np.ndarray, ...], workers: int) -> tuple[
 
 def _draw(
     layout: Layout, arrays: tuple[np.ndarray, ...], workers: int
-) -> tuple[tuple[np.ndarray, ...], Drawn, np.ndarray]:
-    """Color, features (V H W C), depth and alpha; what they were made with; pixels of each hit, with features only."""
+) -> tuple[tuple[np.ndarray, ...], Drawn, Band | None]:
+    """Color, features (V H W C), depth and alpha; what they were made with; all weights, where kept for later."""
     views, (width, height), features = len(layout.first), layout.size, arrays[7]
     drawn, spoilt = _bin(layout, arrays, workers)
     color = np.empty((views, 3, height, width), np.float32)
     depth, alpha = np.empty((2, views, 1, height, width), np.float32)
-    compositing.draw(drawn.records, drawn.hits, drawn.tile_starts, layout.stops, workers, (color, depth, alpha))
-    blended, counts = np.zeros((views, height, width, features.shape[1]), np.float32), np.empty(0, np.int16)
+    blended, bands = np.empty((views, height, width, features.shape[1]), np.float32), []
+    images = (color, depth, alpha)
     if features.shape[1]:
-        counts = _blend(layout, drawn, features, blended, workers)
+        for band in _bands(layout, drawn, workers, _room(features, blended), images):
+            seen = (layout.shifts, drawn.binned, layout.size, workers, band.listed)
+            channels.blend(band.tiles, *seen, features, blended)
+            bands.append(band)
         for item, begin, end in zip(range(len(layout.views) - 1), layout.gaussians, layout.gaussians[1:]):
-            if not np.isfinite(features[begin:end].sum()):
+            if not torch.from_numpy(features[begin:end]).sum().isfinite():
                 spoilt[layout.views[item] : layout.views[item + 1]] = True
+    else:
+        compositing.draw(drawn.records, drawn.hits, drawn.tile_starts, layout.stops, workers, images)
     for image in (color, blended, depth, alpha):
         image[spoilt] = np.nan
-    return (color, blended, depth, alpha), drawn, counts
+    return (color, blended, depth, alpha), drawn, bands[0] if len(bands) == 1 else None
 
 
-def _blend(layout: Layout, drawn: Drawn, features: np.ndarray, output: np.ndarray, workers: int) -> np.ndarray:
-    """Adds blended features to `output` (V H W C); returns (I) int16, the pixels that each hit lights."""
-    counts = np.empty(len(drawn.hits), np.int16)
-    channels.blend(layout.rows, drawn.binned, layout.stops, layout.size, workers, features, output, counts)
-    return counts
+def _room(features: np.ndarray, picture: np.ndarray) -> int:
+    """Entries that may be kept: they take a little more than half of what features and their pictures take."""
+    return max(ENTRIES, (features.size + picture.size) * 4 * 3 // 5 // ENTRY)
 
 
-def _bands(layout: Layout, drawn: Drawn, counts: np.ndarray, workers: int) -> Iterator[Band]:
-    """Lists all weights, about `ENTRIES` at a time; each band overwrites the one before."""
-    before = np.zeros(len(counts) + 1, np.int64)
-    np.cumsum(counts, out=before[1:])
-    by_tile = before[drawn.tile_starts]
-    slot_hits, begin, last = np.full(len(counts), -1, np.int64), 0, len(by_tile) - 1
-    while begin < last:
-        end = max(begin + 1, int(np.searchsorted(by_tile, by_tile[begin] + ENTRIES, "right")) - 1)
-        hits = int(drawn.tile_starts[begin]), int(drawn.tile_starts[end])
-        starts = before[hits[0] : hits[1] + 1] - before[hits[0]]
-        room = int(starts[-1])
-        entries = (starts, np.empty(room, np.uint8), np.empty(room, np.float32), slot_hits)
-        channels.list_weights((begin, end), drawn.binned, layout.stops, layout.size, workers, entries)
-        yield Band((begin, end), hits, entries)
+def _no_images() -> tuple[np.ndarray, ...]:
+    return tuple(np.empty((0, 0, 0, 0), np.float32) for _ in range(3))
+
+
+def _owners(layout: Layout, drawn: Drawn) -> np.ndarray:
+    """(I) the Gaussian of each hit."""
+    views = len(layout.first)
+    by_view = drawn.tile_starts[:: max((len(drawn.tile_starts) - 1) // max(views, 1), 1)]
+    return drawn.hits + np.repeat(layout.shifts, np.diff(by_view)[:views])
+
+
+def _bands(
+    layout: Layout,
+    drawn: Drawn,
+    workers: int,
+    room: int,
+    images: tuple[np.ndarray, ...],
+    coarse: tuple[int, int] = NO_CELLS,
+    sums: np.ndarray = NO_SUMS,
+) -> Iterator[Band]:
+    """Lists all weights, about `room` at a time, and draws `images`; each band overwrites the one before."""
+    tiles, begin = len(drawn.tile_starts) - 1, 0
+    counts, firsts = np.zeros(len(drawn.hits), np.int16), np.zeros(tiles, np.int64)
+    room = min(room, len(drawn.hits) * channels.MOST) + workers * channels.MOST
+    places, values = np.empty(room, np.uint16), np.empty(room, np.float32)
+    while begin < tiles:
+        listed = (counts, firsts, places, values)
+        known = (drawn.binned, layout.stops, layout.size, workers)
+        end = int(channels.list_weights(begin, *known, images, coarse, listed, sums))
+        if end == begin:
+            places, values = np.empty(2 * len(places), np.uint16), np.empty(2 * len(places), np.float32)
+            continue
+        yield Band((begin, end), listed)
         begin = end
 
 
 def _differentiate(
     layout: Layout,
     drawn: Drawn,
-    counts: np.ndarray,
+    kept: Band | None,
     arrays: tuple[np.ndarray, ...],
     images: tuple[np.ndarray, ...],
     gradients: tuple[np.ndarray, ...],
     workers: int,
 ) -> list[np.ndarray]:
     """Gradients of the eight tensors, in their order."""
-    *_, poses, intrinsics, features = arrays
-    slots, by_features = np.empty((len(drawn.hits), compositing.MOMENTS), np.float32), np.zeros_like(features)
-    outer = ((images[0], *images[2:]), (gradients[0], *gradients[2:]))
-    tiles = (0, len(drawn.tile_starts) - 1)
-    treat = partial(_treat_tiles, layout, drawn, workers, *outer, slots=slots)
-    if features.shape[1]:
-        further = np.einsum("vhwc,vhwc->vhw", images[1], gradients[1])
-        for band in _bands(layout, drawn, counts, workers):
-            starts, places, weights, _ = band.entries
-            gains = np.empty_like(weights)
-            seen = (drawn.binned, band.entries, layout.size, features, gradients[1], by_features, gains)
-            channels.gather(layout.rows, band.hits, *seen)
-            treat(band.tiles, (further, starts, places, gains))
-    else:
-        treat(tiles, NOTHING)
+    features = arrays[7]
+    slots = np.empty((len(drawn.hits), compositing.MOMENTS), np.float32)
+    by_features = np.zeros(features.shape, np.float32)  # takes memory where it is first added to
+    cloud = (drawn.records, drawn.boxes, drawn.hits, drawn.tile_starts, drawn.slot_starts)
+    outer = (layout.stops, workers, images, (gradients[0], *gradients[2:]))
+
+    def gather(band: Band) -> None:
+        seen = ((layout.shifts, layout.views), drawn.binned, layout.size, workers, NO_CELLS, band.listed)
+        channels.gather(band.tiles, *seen, gradients[1], by_features)
+
+    for band in _backward_bands(layout, drawn, kept, features, workers):
+        further = (layout.shifts, features, gradients[1], *band.listed)
+        compositing.differentiate(band.tiles, *cloud, *outer, further, slots)
+        if kept is None and features.shape[1]:
+            gather(band)
+    outgoing = _backproject(layout, drawn, arrays, slots)
+    del slots
+    if kept is not None:  # last, so that the gradient of wide features is never in memory beside the slots
+        gather(kept)
+    return [*outgoing, by_features]
+
+
+def _backward_bands(
+    layout: Layout, drawn: Drawn, kept: Band | None, features: np.ndarray, workers: int
+) -> Iterable[Band]:
+    if features.shape[1] and kept is None:
+        return _bands(layout, drawn, workers, ENTRIES, _no_images())
+    nothing = (np.empty(0, np.int16), np.empty(0, np.int64), np.empty(0, np.uint16), np.empty(0, np.float32))
+    return [kept or Band((0, len(drawn.tile_starts) - 1), nothing)]
+
+
+def _backproject(
+    layout: Layout, drawn: Drawn, arrays: tuple[np.ndarray, ...], slots: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Gradients of the first seven tensors."""
+    poses, intrinsics = arrays[5:7]
     outputs = tuple(np.zeros_like(array) for array in arrays[:5])
     rows = (layout.gaussians, layout.views, layout.pairs)
     smoothing = layout.limits[0], layout.limits[4]
@@ -258,19 +303,4 @@ def _differentiate(
     by_pose[:, :3, :3], by_pose[:, :3, 3] = seen[:, :9].reshape(-1, 3, 3), seen[:, 9:12]
     by_intrinsics[:, 0, 0], by_intrinsics[:, 1, 1] = seen[:, 12], seen[:, 13]
     by_intrinsics[:, 0, 2], by_intrinsics[:, 1, 2] = seen[:, 14], seen[:, 15]
-    return [*outputs, by_pose, by_intrinsics, by_features]
-
-
-def _treat_tiles(
-    layout: Layout,
-    drawn: Drawn,
-    workers: int,
-    images: tuple[np.ndarray, ...],
-    gradients: tuple[np.ndarray, ...],
-    tiles: tuple[int, int],
-    further: tuple[np.ndarray, ...],
-    slots: np.ndarray,
-) -> None:
-    """Fills the slots of a range of tiles."""
-    binned = (drawn.records, drawn.boxes, drawn.hits, drawn.tile_starts, drawn.slot_starts)
-    compositing.differentiate(tiles, *binned, layout.stops, workers, images, gradients, further, slots)
+    return (*outputs, by_pose, by_intrinsics)

@@ -1,148 +1,85 @@
 """Feature channels: blended with the weights of colour, their gradient, and the adjoint that lifts maps to Gaussians.
 
-A weight counts for all channels of a pixel, so it is computed once. Going forward, a tile collects its weights and
-spreads rows of features over its pixels; going back, a band of tiles lists its weights by hit and every Gaussian
-gathers rows of pixels. No two tasks add to one number, and all sums run in a fixed order.
+A weight counts for all channels of a pixel, so it is computed once: a tile lists its weights while it is drawn, and all
+that follows are the products of `products` with that list. Lists are made for a range of tiles at a time. Pictures are
+made tile by tile, and gradients of features by ranges of channels: no two tasks add to one number, all sums run in a
+fixed order, and no task needs memory that grows with Gaussians times channels.
 
-Legend: V views, N Gaussians, P pairs (view, Gaussian), I (tile, pair) hits, E entries (hit, pixel) of a band,
-C channels.
+Legend: V views, N Gaussians, I (tile, pair) hits, E entries (hit, pixel), T tiles of all views, C channels.
 """
-
-from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import float32, int64, prange, void
+from numba import float32, int64, prange
+from numba.core import cgutils
 
+from splatlearn.splatting.kernels.cells import CELLS, load_cells, to_cells, weigh_cells
 from splatlearn.splatting.kernels.compilation import helper, kernel
-from splatlearn.splatting.kernels.compositing import (
+from splatlearn.splatting.kernels.compositing import FORWARD, Block, Images, close_tile
+from splatlearn.splatting.kernels.lanes import I64, PLACES, VECTOR, WIDTH, Lanes, intrinsic, pointer_of
+from splatlearn.splatting.kernels.products import Listed, gather_tile, load_pixels, spread_tile, store_pixels
+from splatlearn.splatting.kernels.rows import WIDE
+from splatlearn.splatting.kernels.tiles import (
     ACROSS,
     BLOCK_X,
     BLOCK_Y,
     BLOCKS,
-    I64,
-    TILE,
-    VECTOR,
-    Block,
+    PIXELS,
+    corner_of,
     covered,
-    intrinsic,
     lowest_bit,
     open_tile,
-    pointer_of,
 )
-from splatlearn.splatting.kernels.lanes import WIDTH, Lanes
-from splatlearn.splatting.kernels.projection import CHUNK, chunk_starts_of, group_of
+from splatlearn.splatting.projection import TILE
 
-COLLECTED = 8192
-"""Entries of a tile that are spread together: their features and pixels stay in the cache."""
-SPREAD = 128
-"""Channels that are spread together."""
-WIDE = 4 * WIDTH
-Layout = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""(B + 1) rows and (B + 1) views of each item, (V + 1) pairs and (V) first row of each view."""
-Binned = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""records, boxes, hits, tile_starts, slot_starts."""
-Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""(hits of the band + 1) first entry of each hit; (E) pixel within the tile, block by block; (E) weight; (I) the hit
-of each slot, written for the band."""
+MOST = CELLS + 2 * WIDTH
+"""Entries that are free before a hit is listed: it may write that many, or read past its own."""
+SHORTS = ir.VectorType(ir.IntType(16), WIDTH)
+ORDER = [[lane for lane in range(WIDTH) if bits >> lane & 1] for bits in range(1 << WIDTH)]
+"""The set bits of each byte."""
+Binned = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""records, hits, tile_starts of `projection.project` and `binning.bin_pairs`."""
 
 
 @intrinsic
-def weigh_block(typingctx, state, at, record, limits, u, dy, weights):
-    """`draw_block` without colours: writes eight weights to weights[at:]; `state` has the transmittance only."""
+def list_block(typingctx, state, at, record, limits, u, dy, drawing, places, values, end, first):
+    """`draw_block`, with colours where `drawing`, that also appends the pixels it lights and their weights at `end`.
+
+    first: place of the block's first pixel. Returns twice the new end, and 1 more while light passes the block.
+    """
 
     def generate(context, builder, signature, arguments):
-        state, record, limits, weights = (pointer_of(context, builder, arguments[k]) for k in (0, 2, 3, 6))
+        state, record, limits, values = (pointer_of(context, builder, arguments[k]) for k in (0, 2, 3, 8))
+        places, end = pointer_of(context, builder, arguments[7], PLACES), arguments[9]
         block = Block(builder, state, arguments[1], (record, limits, arguments[4], arguments[5]))
-        block.weight.store(weights, arguments[1])
-        return block.open()
+        with builder.if_then(builder.icmp_signed("!=", arguments[6], ir.Constant(I64, 0))):
+            for field, value in enumerate(block.values):
+                block.weight.times(value, block.field(1 + field)).store(state, block.place(1 + field))
+        lit = builder.bitcast(block.weight.compare(">", block.weight.like(0.0)).value, ir.IntType(WIDTH))
+        many = builder.zext(builder.ctpop(lit), I64)
+        with builder.if_then(builder.icmp_unsigned("!=", lit, ir.Constant(ir.IntType(WIDTH), 0))):
+            rows = [ir.Constant(SHORTS, order + [0] * (WIDTH - len(order))) for order in ORDER]
+            table = cgutils.global_constant(builder, "order", ir.Constant(ir.ArrayType(SHORTS, len(rows)), rows))
+            lanes = builder.load(builder.gep(table, [ir.Constant(I64, 0), builder.zext(lit, I64)]))
+            start = Lanes.repeat(builder, builder.trunc(arguments[10], ir.IntType(16)), SHORTS)
+            target = builder.bitcast(builder.gep(places, [end]), SHORTS.as_pointer())
+            builder.store(builder.add(lanes, start), target, align=2)
+            cursor = end
+            for lane in range(WIDTH):
+                number = ir.Constant(ir.IntType(32), lane)
+                builder.store(builder.extract_element(block.weight.value, number), builder.gep(values, [cursor]))
+                bit = builder.and_(builder.lshr(lit, ir.Constant(ir.IntType(WIDTH), lane)), ir.Constant(lit.type, 1))
+                cursor = builder.add(cursor, builder.zext(bit, I64))
+        return builder.add(builder.shl(builder.add(end, many), ir.Constant(I64, 1)), block.open())
 
-    return int64(VECTOR, int64, VECTOR, VECTOR, float32, float32, VECTOR), generate
-
-
-def _spreading(vectors: int) -> Any:
-    @intrinsic
-    def add_scaled(typingctx, out, at, source, start, weight):
-        """out[at:] += weight * source[start:], `vectors` times eight numbers."""
-
-        def generate(context, builder, signature, arguments):
-            out, source = (pointer_of(context, builder, arguments[k]) for k in (0, 2))
-            weight = Lanes.splat(builder, arguments[4])
-            for vector in range(vectors):
-                step = ir.Constant(I64, vector * WIDTH)
-                place, origin = builder.add(arguments[1], step), builder.add(arguments[3], step)
-                weight.times(Lanes.load(builder, source, origin), Lanes.load(builder, out, place)).store(out, place)
-            return context.get_dummy_value()
-
-        return void(VECTOR, int64, VECTOR, int64, float32), generate
-
-    return add_scaled
-
-
-def _gathering(vectors: int) -> Any:
-    @intrinsic
-    def add_and_dot(typingctx, out, at, source, start, weight, features):
-        """out[at:] += weight * source[start:]; returns the dot product of source[start:] with features[at:]."""
-
-        def generate(context, builder, signature, arguments):
-            out, source, features = (pointer_of(context, builder, arguments[k]) for k in (0, 2, 5))
-            weight, total = Lanes.splat(builder, arguments[4]), None
-            for vector in range(vectors):
-                step = ir.Constant(I64, vector * WIDTH)
-                place, origin = builder.add(arguments[1], step), builder.add(arguments[3], step)
-                values = Lanes.load(builder, source, origin)
-                weight.times(values, Lanes.load(builder, out, place)).store(out, place)
-                feature = Lanes.load(builder, features, place)
-                total = feature * values if total is None else feature.times(values, total)
-            assert total is not None
-            return total.sum()
-
-        return float32(VECTOR, int64, VECTOR, int64, float32, VECTOR), generate
-
-    return add_and_dot
-
-
-add_scaled_wide, add_scaled_narrow = _spreading(WIDE // WIDTH), _spreading(1)
-add_and_dot_wide, add_and_dot_narrow = _gathering(WIDE // WIDTH), _gathering(1)
+    numbers = (VECTOR, int64, VECTOR, VECTOR, float32, float32, int64, PLACES, VECTOR, int64, int64)
+    return int64(*numbers), generate
 
 
 @helper
-def add_scaled(out: np.ndarray, at: int, source: np.ndarray, start: int, weight: float, count: int) -> None:
-    """out[at:] += weight * source[start:], `count` numbers of flat arrays."""
-    done = 0
-    while done + WIDE <= count:
-        add_scaled_wide(out, at + done, source, start + done, weight)
-        done += WIDE
-    while done + WIDTH <= count:
-        add_scaled_narrow(out, at + done, source, start + done, weight)
-        done += WIDTH
-    for c in range(done, count):
-        out[at + c] += weight * source[start + c]
-
-
-@helper
-def add_and_dot(
-    out: np.ndarray, at: int, source: np.ndarray, start: int, weight: float, features: np.ndarray, count: int
-) -> np.float32:
-    """`add_scaled`, and the dot product of source[start:] with features[at:]."""
-    done, total = 0, np.float32(0)
-    while done + WIDE <= count:
-        total += add_and_dot_wide(out, at + done, source, start + done, weight, features)
-        done += WIDE
-    while done + WIDTH <= count:
-        total += add_and_dot_narrow(out, at + done, source, start + done, weight, features)
-        done += WIDTH
-    for c in range(done, count):
-        value = source[start + c]
-        out[at + c] += weight * value
-        total += features[at + c] * value
-    return total
-
-
-@helper
-def weigh_hit(
+def list_hit(
     state: np.ndarray,
-    weights: np.ndarray,
+    stride: int,
     record: np.ndarray,
     left: int,
     top: int,
@@ -152,333 +89,184 @@ def weigh_hit(
     values: np.ndarray,
     end: int,
 ) -> tuple[int, int]:
-    """Appends the pixels that one Gaussian of a tile lights, and their weights, at `end`; returns the blocks still
-    open and the new end."""
+    """Appends the entries of one Gaussian of a tile at `end`; returns the blocks still open and the new end."""
     blocks = covered(record, np.float32(left), np.float32(top)) & live
     dy0 = np.float32(top) + np.float32(0.5) - record[1]
     u0 = np.float32(left) + np.float32(0.5) - record[0] - record[3] * dy0
+    drawing = np.int64(stride == FORWARD)
     while blocks:
         block = lowest_bit(blocks)
         blocks &= blocks - 1
         down = np.float32(block // ACROSS * BLOCK_Y)
         u = u0 + np.float32(block % ACROSS * BLOCK_X) - record[3] * down
-        passing = weigh_block(state, block * WIDTH, record, limits, u, dy0 + down, weights)
-        live &= ~((1 - passing) << block)
-        for place in range(block * WIDTH, (block + 1) * WIDTH):
-            if weights[place] > 0:
-                places[end] = place
-                values[end] = weights[place]
-                end += 1
+        found = list_block(
+            state, block * stride, record, limits, u, dy0 + down, drawing, places, values, end, block * WIDTH
+        )
+        end = found >> 1
+        live &= ~((1 - (found & 1)) << block)
     return live, end
-
-
-@helper
-def pixel_of(place: int, left: int, top: int) -> tuple[int, int]:
-    """Column and row of a pixel of the tile at left, top."""
-    block, lane = place // WIDTH, place % WIDTH
-    return left + block % ACROSS * BLOCK_X + lane % BLOCK_X, top + block // ACROSS * BLOCK_Y + lane // BLOCK_X
-
-
-@helper
-def spread(
-    features: np.ndarray,
-    owners: np.ndarray,
-    places: np.ndarray,
-    values: np.ndarray,
-    count: int,
-    starts: np.ndarray,
-    output: np.ndarray,
-    channels: int,
-) -> None:
-    """Adds weighed rows of features to a tile's pixels. starts: (256) where each pixel's channels begin."""
-    for begin in range(0, channels, SPREAD):
-        width = min(SPREAD, channels - begin)
-        for e in range(count):
-            origin = owners[e] * channels + begin
-            add_scaled(output, starts[places[e]] + begin, features, origin, values[e], width)
-
-
-@helper
-def blend_tiles(
-    worker: int,
-    workers: int,
-    layout: Layout,
-    binned: Binned,
-    limits: np.ndarray,
-    size: tuple[int, int],
-    features: np.ndarray,
-    output: np.ndarray,
-    counts: np.ndarray,
-) -> None:
-    """Every `workers`-th tile of `blend`."""
-    _, _, pair_starts, first = layout
-    records, _, hits, tile_starts, _ = binned
-    (width, height), channels = size, features.shape[1]
-    flat, target = features.reshape(-1), output.reshape(-1)
-    tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
-    state, weights = np.empty(BLOCKS * WIDTH, np.float32), np.empty(BLOCKS * WIDTH, np.float32)
-    room = COLLECTED + BLOCKS * WIDTH
-    places, values, owners = np.empty(room, np.uint8), np.empty(room, np.float32), np.empty(room, np.int64)
-    starts = np.empty(BLOCKS * WIDTH, np.int64)
-    for index in range(worker, len(tile_starts) - 1, workers):
-        view, tile = index // (tiles_x * tiles_y), index % (tiles_x * tiles_y)
-        left, top = tile % tiles_x * TILE, tile // tiles_x * TILE
-        live = open_tile(state, WIDTH, min(TILE, width - left), min(TILE, height - top))
-        for place in range(BLOCKS * WIDTH):
-            x, y = pixel_of(place, left, top)
-            starts[place] = ((view * height + y) * width + x) * channels
-        count, shift = 0, first[view] - pair_starts[view]
-        for hit in range(tile_starts[index], tile_starts[index + 1]):
-            if live == 0:
-                counts[hit] = 0
-                continue
-            live, end = weigh_hit(state, weights, records[hits[hit]], left, top, live, limits, places, values, count)
-            counts[hit] = end - count
-            owners[count:end] = hits[hit] + shift
-            count = end
-            if channels == 0:
-                count = 0
-            elif count > COLLECTED:
-                spread(flat, owners, places, values, count, starts, target, channels)
-                count = 0
-        spread(flat, owners, places, values, count, starts, target, channels)
-
-
-@kernel
-def blend(
-    layout: Layout,
-    binned: Binned,
-    limits: np.ndarray,
-    size: tuple[int, int],
-    workers: int,
-    features: np.ndarray,
-    output: np.ndarray,
-    counts: np.ndarray,
-) -> None:
-    """Composites features.
-
-    Args:
-        layout: of the call.
-        binned: of `projection.project` and `binning.bin_pairs`.
-        limits: (3) float32 alpha_min, alpha_max, transmittance_min.
-        size: width and height, pixels.
-        workers: parallel tasks.
-        features: (N C); C may be 0, to count only.
-        output: (V H W C), zero before.
-        counts: output (I) int16, the pixels that each hit lights.
-    """
-    for worker in prange(workers):
-        blend_tiles(np.int64(worker), workers, layout, binned, limits, size, features, output, counts)
 
 
 @helper
 def list_tiles(
     worker: int,
     workers: int,
-    tiles: tuple[int, int],
+    begin: int,
     binned: Binned,
     limits: np.ndarray,
     size: tuple[int, int],
-    band: Band,
-) -> None:
-    """Every `workers`-th tile of `list_weights`."""
-    records, boxes, hits, tile_starts, slot_starts = binned
-    entry_starts, places, values, slot_hits = band
-    width, height = size
-    tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
-    state, weights = np.empty(BLOCKS * WIDTH, np.float32), np.empty(BLOCKS * WIDTH, np.float32)
-    base = tile_starts[tiles[0]]
-    for index in range(tiles[0] + worker, tiles[1], workers):
-        tile = index % (tiles_x * tiles_y)
-        column, row = tile % tiles_x, tile // tiles_x
-        left, top = column * TILE, row * TILE
-        live = open_tile(state, WIDTH, min(TILE, width - left), min(TILE, height - top))
+    images: Images,
+    coarse: tuple[int, int],
+    listed: Listed,
+    sums: np.ndarray,
+) -> int:
+    """Every `workers`-th tile of `list_weights`; returns the first for which there is no room."""
+    records, hits, tile_starts = binned
+    counts, firsts, places, values = listed
+    room = len(places)
+    end, last = room * worker // workers, room * (worker + 1) // workers
+    stride = FORWARD if images[0].size else WIDTH
+    state, scratch, many = np.empty(BLOCKS * stride, np.float32), np.empty(CELLS, np.float32), 0
+    cells, shares = np.empty((PIXELS, 4), np.int64), np.empty((PIXELS, 4), np.float32)
+    for index in range(begin + worker, len(tile_starts) - 1, workers):
+        view, left, top = corner_of(index, size)
+        columns, rows = min(TILE, size[0] - left), min(TILE, size[1] - top)
+        live, firsts[index] = open_tile(state, stride, columns, rows), end
+        if coarse[0] > 0:
+            many = weigh_cells(size, coarse, left, top, cells, shares)
         for hit in range(tile_starts[index], tile_starts[index + 1]):
-            pair = hits[hit]
-            box = boxes[pair]
-            slot_hits[slot_starts[pair] + (row - box[2]) * (box[1] - box[0]) + column - box[0]] = hit
-            if live:
-                begin = entry_starts[hit - base]
-                live, _ = weigh_hit(state, weights, records[pair], left, top, live, limits, places, values, begin)
+            if live == 0:
+                counts[hit : tile_starts[index + 1]] = 0
+                if len(sums):
+                    sums[hit : tile_starts[index + 1]] = 0
+                break
+            if end + MOST > last:
+                return index
+            first = end
+            live, end = list_hit(state, stride, records[hits[hit]], left, top, live, limits, places, values, end)
+            if len(sums):
+                total = 0.0
+                for entry in range(first, end):
+                    total += np.float64(values[entry])
+                sums[hit] = total
+            if coarse[0] > 0:
+                end = to_cells(many, cells, shares, places, values, first, end, scratch)
+            counts[hit] = end - first
+        if images[0].size:
+            close_tile(state, left, top, columns, rows, view, images)
+    return len(tile_starts) - 1
 
 
 @kernel
 def list_weights(
-    tiles: tuple[int, int],
+    begin: int,
     binned: Binned,
     limits: np.ndarray,
     size: tuple[int, int],
     workers: int,
-    band: Band,
-) -> None:
-    """Lists the weights of a band: the tiles from tiles[0] to before tiles[1]. Other arguments as in `blend`."""
-    for worker in prange(workers):
-        list_tiles(np.int64(worker), workers, tiles, binned, limits, size, band)
+    images: Images,
+    coarse: tuple[int, int],
+    listed: Listed,
+    sums: np.ndarray,
+) -> int:
+    """Lists the weights of as many tiles as there is room for, each worker in a part of its own.
 
+    Args:
+        begin: first tile.
+        binned: of the call.
+        limits: (3) float32 alpha_min, alpha_max, transmittance_min.
+        size: width and height, pixels.
+        workers: parallel tasks.
+        images: outputs as of `draw`; empty arrays are left alone.
+        coarse: columns and rows of maps whose cells stand for pixels: their weights are then listed, by which the maps
+            are read bilinearly; (0, 0) for pixels.
+        listed: outputs, of which places and weights end the range.
+        sums: output (I) float64 sums of the hits' weights, unless it is empty.
 
-@helper
-def entries_of(
-    slot: int, local: int, box: np.ndarray, bounds: tuple[int, int], band: Band
-) -> tuple[int, int, int, int]:
-    """First and past-last entry of a pair's slot, none where it lies outside the band, and its tile's left and top.
-
-    local: number of the slot within its pair. box: of the pair. bounds: first and past-last hit of the band.
+    Returns:
+        The past-last tile of the range.
     """
-    entry_starts, _, _, slot_hits = band
-    hit: int = slot_hits[slot]
-    across: int = box[1] - box[0]
-    left, top = (box[0] + local % across) * TILE, (box[2] + local // across) * TILE
-    if hit < bounds[0] or hit >= bounds[1]:
-        return 0, 0, left, top
-    return entry_starts[hit - bounds[0]], entry_starts[hit - bounds[0] + 1], left, top
+    reached = np.empty(workers, np.int64)
+    for task in prange(workers):
+        worker = np.int64(task)
+        reached[worker] = list_tiles(worker, workers, begin, binned, limits, size, images, coarse, listed, sums)
+    return reached.min()
 
 
-@helper
-def gather_pair(
-    pair: int,
-    i: int,
-    view: int,
-    bounds: tuple[int, int],
+@kernel
+def blend(
+    tiles: tuple[int, int],
+    shifts: np.ndarray,
     binned: Binned,
-    band: Band,
     size: tuple[int, int],
-    channels: int,
+    workers: int,
+    listed: Listed,
     features: np.ndarray,
-    by_output: np.ndarray,
-    by_features: np.ndarray,
-    gains: np.ndarray,
+    output: np.ndarray,
 ) -> None:
-    """One Gaussian in one view of `gather`; arrays are flat."""
-    _, boxes, _, _, slot_starts = binned
-    _, places, values, _ = band
-    width, height = size
-    for slot in range(slot_starts[pair], slot_starts[pair + 1]):
-        begin, end, left, top = entries_of(slot, slot - slot_starts[pair], boxes[pair], bounds, band)
-        for e in range(begin, end):
-            x, y = pixel_of(places[e], left, top)
-            start = ((view * height + y) * width + x) * channels
-            gains[e] = add_and_dot(by_features, i * channels, by_output, start, values[e], features, channels)
+    """Composites features.
+
+    Args:
+        tiles: first and past-last tile of the range that is listed.
+        shifts: (V) what added to a pair's number gives its Gaussian.
+        binned, size, workers: as listed.
+        listed: of `list_weights`.
+        features: (N C).
+        output: (V H W C), written where the tiles are.
+    """
+    channels = features.shape[1]
+    flat, target = features.reshape(-1), output.reshape(-1)
+    _, hits, tile_starts = binned
+    for task in prange(workers):
+        pixels, row = np.empty(PIXELS * WIDE, np.float32), np.empty(WIDE, np.float32)
+        for index in range(tiles[0] + np.int64(task), tiles[1], workers):
+            corner = corner_of(index, size)
+            for begin in range(0, channels, WIDE):
+                part = (channels, begin, min(WIDE, channels - begin))
+                pixels[:] = 0
+                spread_tile(index, shifts[corner[0]], hits, tile_starts, listed, flat, part, pixels, row)
+                store_pixels(target, corner, size, part, pixels)
 
 
 @kernel
 def gather(
-    layout: Layout,
-    bounds: tuple[int, int],
+    tiles: tuple[int, int],
+    layout: tuple[np.ndarray, np.ndarray],
     binned: Binned,
-    band: Band,
     size: tuple[int, int],
-    features: np.ndarray,
-    by_output: np.ndarray,
-    by_features: np.ndarray,
-    gains: np.ndarray,
-) -> None:
-    """The gradient of `blend` over a band.
-
-    Args:
-        layout, binned, size, features: as blended.
-        bounds: first and past-last hit of the band.
-        band: of `list_weights`.
-        by_output: (V H W C) gradient of the loss by the output.
-        by_features: (N C), added to.
-        gains: output (E), the gradient of the loss by each weight.
-    """
-    gaussian_starts, view_starts, pair_starts, _ = layout
-    channels = features.shape[1]
-    flat, source, target = features.reshape(-1), by_output.reshape(-1), by_features.reshape(-1)
-    tiles_of = binned[4]
-    chunk_starts = chunk_starts_of(gaussian_starts)
-    for task in prange(chunk_starts[-1]):
-        chunk = np.int64(task)
-        b = group_of(chunk, chunk_starts)
-        begin = gaussian_starts[b] + (chunk - chunk_starts[b]) * CHUNK
-        for i in range(begin, min(begin + CHUNK, gaussian_starts[b + 1])):
-            for view in range(view_starts[b], view_starts[b + 1]):
-                pair = pair_starts[view] + i - gaussian_starts[b]
-                if tiles_of[pair + 1] > tiles_of[pair]:
-                    gather_pair(pair, i, view, bounds, binned, band, size, channels, flat, source, target, gains)
-
-
-@helper
-def taps(position: int, size: int, coarse: int) -> tuple[int, int, float]:
-    """Bilinear reading at a pixel centre, as torch's `interpolate` without aligned corners: two cells and the share
-    of the second."""
-    place = max((np.float64(position) + 0.5) * coarse / size - 0.5, 0.0)
-    first = min(int(place), coarse - 1)
-    return first, min(first + 1, coarse - 1), place - first
-
-
-@helper
-def lift_pair(
-    pair: int,
-    bounds: tuple[int, int],
-    binned: Binned,
-    band: Band,
-    size: tuple[int, int],
+    workers: int,
     coarse: tuple[int, int],
-    shares: np.ndarray,
-) -> tuple[float, int, int]:
-    """Adds a pair's weights to `shares` (coarse rows, coarse columns) through the adjoint of bilinear reading; returns
-    their sum and the rows that were touched."""
-    _, boxes, _, _, slot_starts = binned
-    _, places, values, _ = band
-    total, lowest, highest = 0.0, coarse[1], -1
-    for slot in range(slot_starts[pair], slot_starts[pair + 1]):
-        begin, end, left, top = entries_of(slot, slot - slot_starts[pair], boxes[pair], bounds, band)
-        for e in range(begin, end):
-            x, y = pixel_of(places[e], left, top)
-            x0, x1, across_share = taps(x, size[0], coarse[0])
-            y0, y1, down_share = taps(y, size[1], coarse[1])
-            weight = np.float64(values[e])
-            total += weight
-            lowest, highest = min(lowest, y0), max(highest, y1)
-            shares[y0, x0] += weight * (1 - across_share) * (1 - down_share)
-            shares[y0, x1] += weight * across_share * (1 - down_share)
-            shares[y1, x0] += weight * (1 - across_share) * down_share
-            shares[y1, x1] += weight * across_share * down_share
-    return total, lowest, highest
-
-
-@kernel
-def lift(
-    layout: Layout,
-    bounds: tuple[int, int],
-    binned: Binned,
-    band: Band,
-    size: tuple[int, int],
-    maps: np.ndarray,
-    sums: np.ndarray,
-    weights: np.ndarray,
+    listed: Listed,
+    source: np.ndarray,
+    target: np.ndarray,
 ) -> None:
-    """Adds to every Gaussian the maps that it is seen in, weighed as it is blended; over a band.
+    """The adjoint of `blend`: the gradient by features, or maps lifted to Gaussians.
 
     Args:
-        layout, binned, size: as blended.
-        bounds, band: as in `gather`.
-        maps: (V h w C), read bilinearly at the pixels.
-        sums: (N C), added to.
-        weights: (N) float64, added to.
+        tiles, binned, size, workers, listed: as blended.
+        layout: (V) shifts as blended, and (B + 1) first view of each item.
+        coarse: as listed.
+        source: (V H W C), or (V rows columns C) maps where `coarse` is not (0, 0).
+        target: (N C), added to.
     """
-    gaussian_starts, view_starts, pair_starts, _ = layout
-    rows, columns, channels = maps.shape[1:]
-    source, target = maps.reshape(-1), sums.reshape(-1)
-    slot_starts = binned[4]
-    chunk_starts = chunk_starts_of(gaussian_starts)
-    for task in prange(chunk_starts[-1]):
-        chunk = np.int64(task)
-        b = group_of(chunk, chunk_starts)
-        begin = gaussian_starts[b] + (chunk - chunk_starts[b]) * CHUNK
-        shares = np.zeros((rows, columns))
-        for i in range(begin, min(begin + CHUNK, gaussian_starts[b + 1])):
-            for view in range(view_starts[b], view_starts[b + 1]):
-                pair = pair_starts[view] + i - gaussian_starts[b]
-                if slot_starts[pair + 1] == slot_starts[pair]:
-                    continue
-                total, low, high = lift_pair(pair, bounds, binned, band, size, (columns, rows), shares)
-                weights[i] += total
-                for y in range(low, high + 1):
-                    for x in range(columns):
-                        if shares[y, x] > 0:
-                            start = ((view * rows + y) * columns + x) * channels
-                            share = np.float32(shares[y, x])
-                            add_scaled(target, i * channels, source, start, share, channels)
-                            shares[y, x] = 0
+    shifts, view_starts = layout
+    channels, per_view = target.shape[1], (len(binned[2]) - 1) // max(len(shifts), 1)
+    flat, sums = source.reshape(-1), target.reshape(-1)
+    _, hits, tile_starts = binned
+    vectors = (channels + WIDTH - 1) // WIDTH
+    pieces = min(workers, vectors)
+    for task in prange(pieces * (len(view_starts) - 1)):
+        item, piece = np.int64(task) // pieces, np.int64(task) % pieces
+        low, high = vectors * piece // pieces * WIDTH, min(vectors * (piece + 1) // pieces * WIDTH, channels)
+        pixels, row = np.empty(CELLS * WIDE, np.float32), np.empty(WIDE, np.float32)
+        for index in range(
+            max(tiles[0], view_starts[item] * per_view), min(tiles[1], view_starts[item + 1] * per_view)
+        ):
+            corner = corner_of(index, size)
+            for begin in range(low, high, WIDE):
+                part = (channels, begin, min(WIDE, high - begin))
+                if coarse[0] > 0:
+                    load_cells(flat, corner, size, coarse, part, pixels)
+                else:
+                    load_pixels(flat, corner, size, part, pixels)
+                gather_tile(index, shifts[corner[0]], hits, tile_starts, listed, sums, part, pixels, row)

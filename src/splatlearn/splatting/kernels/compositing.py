@@ -1,8 +1,5 @@
 """Front-to-back compositing of tiles and its gradient: Gaussian by Gaussian, a block of 4 x 2 pixels at a time.
 
-A tile has 32 blocks, so the blocks that a Gaussian covers, and those that still let light through, are bits of
-one integer.
-
 Legend: V views, P pairs (view, Gaussian), T tiles of one view, I (tile, pair) hits.
 """
 
@@ -10,18 +7,24 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import float32, int64, prange, types
-from numba.extending import intrinsic as _intrinsic
+from numba import float32, int64, prange
 
 from splatlearn.splatting.kernels.compilation import helper, kernel
-from splatlearn.splatting.kernels.lanes import WIDTH, Lanes, Mask
+from splatlearn.splatting.kernels.lanes import I64, VECTOR, WIDTH, Lanes, Mask, intrinsic, pointer_of
+from splatlearn.splatting.kernels.products import OVERRUN, Further, gains_of
+from splatlearn.splatting.kernels.rows import WIDE
+from splatlearn.splatting.kernels.tiles import (
+    ACROSS,
+    BLOCK_X,
+    BLOCK_Y,
+    BLOCKS,
+    PIXELS,
+    covered,
+    lowest_bit,
+    open_tile,
+)
 from splatlearn.splatting.projection import TILE
 
-BLOCK_X, BLOCK_Y = 4, 2
-ACROSS = TILE // BLOCK_X
-BLOCKS = TILE * TILE // WIDTH
-COLUMN = sum(1 << bit for bit in range(0, BLOCKS, ACROSS))
-"""The bits of the first column of blocks."""
 LANE_X = [float(lane % BLOCK_X) for lane in range(WIDTH)]
 LANE_Y = [float(lane // BLOCK_X) for lane in range(WIDTH)]
 FORWARD = 5 * WIDTH
@@ -32,16 +35,8 @@ sum, weighed by the gradients); the gradients of red, green, blue, depth."""
 MOMENTS = 10
 """Sums over the pixels of a (tile, pair) hit. With w the weight and h = d loss / d alpha * exp(-sigma): 0-3 w times
 the gradients of red, green, blue, depth; 4 h; 5 h u; 6 h dy; 7 h u u; 8 h u dy; 9 h dy dy."""
-ROUNDING = np.float32(1e-3)
-"""Pixels added around a footprint; what is drawn is decided by its alpha alone."""
 Images = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Color (V 3 H W), depth (V 1 H W) and alpha (V 1 H W), float32."""
-Further = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""(V H W) the other channels times their gradients, summed; then, of the hits of the treated tiles: the first entry of
-each, and for every entry its pixel in the tile and the gradient of the loss by its weight."""
-VECTOR = types.Array(float32, 1, "C")
-intrinsic: Any = _intrinsic  # it takes the typing context away from the signature
-I64 = ir.IntType(64)
 
 
 class Block:
@@ -92,10 +87,6 @@ class Block:
         """1 where light still passes one of the pixels, else 0, as an LLVM i64."""
         passing: Mask = self.after.compare(">", self.after.like(0.0))
         return self.builder.zext(passing.any(), I64)
-
-
-def pointer_of(context: Any, builder: Any, array: Any) -> Any:
-    return context.make_array(VECTOR)(context, builder, array).data
 
 
 @intrinsic
@@ -156,52 +147,6 @@ def total_of(typingctx, sums, field):
         return Lanes.load(builder, pointer_of(context, builder, arguments[0]), place).sum()
 
     return float32(VECTOR, int64), generate
-
-
-@intrinsic
-def lowest_bit(typingctx: Any, bits: Any) -> Any:
-    """The number of the lowest bit that is set."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-
-    return int64(int64), generate
-
-
-@helper
-def span(low: float, high: float, blocks: int, size: int) -> tuple[int, int]:
-    """First and past-last of a tile's `blocks` of `size` pixels with a pixel centre between low and high.
-
-    low, high: pixels from the tile's edge.
-    """
-    first = min(max(low + np.float32(0.5), np.float32(0)), np.float32(TILE))
-    last = min(max(high - np.float32(0.5) + np.float32(size), np.float32(0)), np.float32(TILE))
-    return int(first) // size, min(int(last) // size, blocks)
-
-
-@helper
-def covered(record: np.ndarray, left: float, top: float) -> int:
-    """The blocks of a tile that the footprint's box touches, as bits."""
-    x, y, half_y, half_x = record[0] - left, record[1] - top, record[12] + ROUNDING, record[13] + ROUNDING
-    begin_x, end_x = span(x - half_x, x + half_x, ACROSS, BLOCK_X)
-    begin_y, end_y = span(y - half_y, y + half_y, BLOCKS // ACROSS, BLOCK_Y)
-    if begin_x >= end_x or begin_y >= end_y:
-        return 0
-    columns = ((1 << end_x) - (1 << begin_x)) * COLUMN
-    return columns & ((1 << (ACROSS * end_y)) - (1 << (ACROSS * begin_y)))
-
-
-@helper
-def open_tile(state: np.ndarray, stride: int, columns: int, rows: int) -> int:
-    """Resets a tile of which columns x rows pixels lie in the image; returns the blocks that have one, as bits."""
-    state[:] = 0
-    live = 0
-    for y in range(rows):
-        for x in range(columns):
-            block = y // BLOCK_Y * ACROSS + x // BLOCK_X
-            state[block * stride + y % BLOCK_Y * BLOCK_X + x % BLOCK_X] = 1
-            live |= 1 << block
-    return live
 
 
 @helper
@@ -285,7 +230,6 @@ def load_gradients(
     view: int,
     images: Images,
     gradients: Images,
-    further: np.ndarray,
 ) -> None:
     """Fills an opened tile with the gradients of its pixels and the whole sum that they weigh."""
     color, depth, alpha = images
@@ -303,8 +247,6 @@ def load_gradients(
                 gradient = by_color[view, channel, y, x]
                 total += gradient * color[view, channel, y, x]
                 state[at + (2 + channel) * WIDTH] = gradient
-            if further.size:
-                total += further[view, y, x]
             state[at + WIDTH] = total
 
 
@@ -322,7 +264,7 @@ def differentiate_hit(
 ) -> int:
     """Replays one Gaussian on a tile and writes its MOMENTS into `slot`; returns the blocks still open.
 
-    gains: (BLOCKS * WIDTH), of `differentiate_block`.
+    gains: (PIXELS), of `differentiate_block`.
     """
     blocks = covered(record, np.float32(left), np.float32(top)) & live
     if blocks == 0:
@@ -345,11 +287,13 @@ def differentiate_hit(
 
 
 @helper
-def set_gains(further: Further, hit: int, on: bool, gains: np.ndarray) -> None:
-    """Writes the gradients by the weights of one hit into `gains` (BLOCKS * WIDTH), or takes them out again."""
-    _, entry_starts, places, values = further
-    for entry in range(entry_starts[hit], entry_starts[hit + 1]):
-        gains[places[entry]] = values[entry] if on else np.float32(0)
+def add_totals(
+    state: np.ndarray, count: int, first: int, places: np.ndarray, values: np.ndarray, gains: np.ndarray
+) -> None:
+    """Adds the weighed gains of a tile's entries to what is still to come at their pixels."""
+    for entry in range(count):
+        place = np.int64(places[first + entry])
+        state[place // WIDTH * BACKWARD + WIDTH + place % WIDTH] += values[first + entry] * gains[entry]
 
 
 @helper
@@ -370,23 +314,31 @@ def differentiate_tiles(
     height, width = images[0].shape[2:]
     tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     state, sums = np.empty(BLOCKS * BACKWARD, np.float32), np.empty(MOMENTS * WIDTH, np.float32)
-    gains, wide, base = np.zeros(BLOCKS * WIDTH, np.float32), further[0].size > 0, tile_starts[tiles[0]]
+    by_place, wide, end = np.zeros(PIXELS, np.float32), further[1].shape[1] > 0, 0
+    gains, block, row = by_place, np.empty(PIXELS * WIDE if wide else 0, np.float32), np.empty(WIDE, np.float32)
+    _, _, _, counts, firsts, places, values = further
     for index in range(tiles[0] + worker, tiles[1], workers):
         view, tile = index // (tiles_x * tiles_y), index % (tiles_x * tiles_y)
-        column, row = tile % tiles_x, tile // tiles_x
-        left, top = column * TILE, row * TILE
+        column, down = tile % tiles_x, tile // tiles_x
+        left, top = column * TILE, down * TILE
         columns, rows = min(TILE, width - left), min(TILE, height - top)
         live = open_tile(state, BACKWARD, columns, rows)
-        load_gradients(state, left, top, columns, rows, view, images, gradients, further[0])
+        load_gradients(state, left, top, columns, rows, view, images, gradients)
+        if wide:
+            gains, end = gains_of(index, hits, tile_starts, further, (width, height), block, row), 0
+            add_totals(state, len(gains) - OVERRUN, firsts[index], places, values, gains)
         for hit in range(tile_starts[index], tile_starts[index + 1]):
             pair = hits[hit]
             box = boxes[pair]
-            slot = slots[slot_starts[pair] + (row - box[2]) * (box[1] - box[0]) + column - box[0]]
+            slot = slots[slot_starts[pair] + (down - box[2]) * (box[1] - box[0]) + column - box[0]]
+            begin = end
             if wide:
-                set_gains(further, hit - base, True, gains)
-            live = differentiate_hit(state, sums, records[pair], left, top, live, limits, gains, slot)
-            if wide:
-                set_gains(further, hit - base, False, gains)
+                end = begin + counts[hit]
+                for entry in range(begin, end):
+                    by_place[places[firsts[index] + entry]] = gains[entry]
+            live = differentiate_hit(state, sums, records[pair], left, top, live, limits, by_place, slot)
+            for entry in range(begin, end):
+                by_place[places[firsts[index] + entry]] = 0
 
 
 @kernel
@@ -410,7 +362,7 @@ def differentiate(
         tiles: first and past-last tile to treat.
         records, boxes, hits, tile_starts, slot_starts, limits, workers: as drawn.
         images, gradients: what was drawn, and the gradient of the loss by it.
-        further: what other channels add; empty arrays where there are none.
+        further: what other channels add; features of no channels where there are none.
         slots: output (I MOMENTS) float32; the tiles of a pair lie together.
     """
     for worker in prange(workers):

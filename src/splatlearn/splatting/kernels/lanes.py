@@ -10,12 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
+from numba import float32, types, uint16
 from numba.core import cgutils
+from numba.extending import intrinsic as _intrinsic
 
 WIDTH = 8
 FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
 INTS = ir.VectorType(ir.IntType(32), WIDTH)
 BITS = ir.VectorType(ir.IntType(1), WIDTH)
+I64 = ir.IntType(64)
+VECTOR = types.Array(float32, 1, "C")
+PLACES = types.Array(uint16, 1, "C")
+intrinsic: Any = _intrinsic  # it takes the typing context away from the signature
 EXP2 = (
     0.0013266970388625158,
     0.009675459745571574,
@@ -60,8 +66,13 @@ class Lanes:
     @classmethod
     def splat(cls, builder: Any, scalar: Any) -> Lanes:
         """Eight copies of an LLVM float."""
-        single = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
-        return cls(builder, builder.shuffle_vector(single, single, ir.Constant(INTS, [0] * WIDTH)))
+        return cls(builder, cls.repeat(builder, scalar, FLOATS))
+
+    @staticmethod
+    def repeat(builder: Any, scalar: Any, kind: Any) -> Any:
+        """Eight copies of an LLVM number, as a plain LLVM vector of `kind`."""
+        single = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(single, single, ir.Constant(INTS, [0] * WIDTH))
 
     @classmethod
     def load(cls, builder: Any, pointer: Any, index: Any) -> Lanes:
@@ -115,6 +126,21 @@ class Lanes:
             total = self.builder.fadd(total, self.builder.shuffle_vector(total, total, order))
         return self.builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
 
+    @staticmethod
+    def sums(eight: list[Lanes]) -> Lanes:
+        """The sum of each of eight, always added in the same order."""
+        pairs = [left.fold(right) for left, right in zip(eight[::2], eight[1::2], strict=True)]
+        low, high = pairs[0].fold(pairs[1]), pairs[2].fold(pairs[3])
+        return low.shuffled(high, [0, 1, 2, 3, 8, 9, 10, 11]) + low.shuffled(high, [4, 5, 6, 7, 12, 13, 14, 15])
+
+    def fold(self, other: Lanes) -> Lanes:
+        """Sums of neighbours, of self and other in turn within each half of the lanes."""
+        return self.shuffled(other, [0, 2, 8, 10, 4, 6, 12, 14]) + self.shuffled(other, [1, 3, 9, 11, 5, 7, 13, 15])
+
+    def shuffled(self, other: Lanes, order: list[int]) -> Lanes:
+        """Lanes of self (0 to 7) and other (8 to 15)."""
+        return Lanes(self.builder, self.builder.shuffle_vector(self.value, other.value, ir.Constant(INTS, order)))
+
     def exp2(self) -> Lanes:
         """2 to the power of the lanes, for values in (-127, 0]; relative error below 3e-7."""
         builder = self.builder
@@ -126,6 +152,11 @@ class Lanes:
         exponent = builder.add(nearest, ir.Constant(INTS, [127] * WIDTH))
         bits = builder.shl(exponent, ir.Constant(INTS, [23] * WIDTH))
         return result * Lanes(builder, builder.bitcast(bits, FLOATS))
+
+
+def pointer_of(context: Any, builder: Any, array: Any, kind: Any = VECTOR) -> Any:
+    """Where the data of an array argument of an intrinsic begin."""
+    return context.make_array(kind)(context, builder, array).data
 
 
 def _vector_pointer(builder: Any, pointer: Any, index: Any) -> Any:

@@ -5,6 +5,8 @@ Legend: H W pixels. A size is (width, height). Nothing here is differentiable.
 
 import struct
 from pathlib import Path
+from threading import Lock
+from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -24,6 +26,10 @@ _FAILURES = (
     Image.DecompressionBombError,
     struct.error,
 )
+
+
+_ONE_HEADER = Lock()
+"""Numpy has Python parse the header of a .npy, and CPython 3.11 now and then fails where two threads do (SystemError)."""
 
 
 class UnreadableImage(Exception):
@@ -93,7 +99,7 @@ def read_depth(path: Path, scale: float) -> np.ndarray:
         UnreadableImage: missing, undecodable, or not a one-channel image of 16 bits or more.
     """
     try:
-        raw = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _decode(path)
+        raw = _array(path) if path.suffix == ".npy" else _decode(path)
     except _FAILURES as error:
         raise UnreadableImage(f"cannot be decoded ({_short(error)})") from error
     if raw.ndim != 2 or raw.dtype.itemsize < 2:
@@ -149,8 +155,13 @@ def _decode(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
+def _array(path: Path, mapped: Literal["r"] | None = None) -> np.ndarray:
+    with _ONE_HEADER:
+        return np.load(path, mmap_mode=mapped, allow_pickle=False)
+
+
 def _npy_size(path: Path) -> tuple[int, int]:
-    shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    shape = _array(path, "r").shape
     if len(shape) != 2:
         raise UnreadableImage(f"(H W) expected, got an array of shape {shape}")
     return shape[1], shape[0]

@@ -275,6 +275,10 @@ class TestConfigFile:
         given = arguments("gs3 --run=~/x --config=~/config.yaml")
         assert (given["run"], given["steps"]) == (tmp_path / "x", 7)
 
+    def test_a_file_that_is_not_there(self, tmp_path):
+        with pytest.raises(ConfigError, match=r"--config \S*nope\.yaml: cannot be read: No such file"):
+            arguments(f"gs3 --run a --config {tmp_path / 'nope.yaml'}")
+
     def test_a_file_that_is_no_text(self, tmp_path):
         (tmp_path / "config.yaml").write_bytes(b"steps: \xff\xfe")
         with pytest.raises(ConfigError, match=r"config\.yaml: not valid YAML: 'utf-8' codec"):

@@ -264,6 +264,8 @@ def _from_file(path: str, known: Mapping[str, Parameter], problems: list[str]) -
 
     try:
         settings = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read: {error.strerror}; give a YAML file of settings") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, Mapping):

@@ -264,6 +264,9 @@ class TestSegmentation:
     def test_missing_labels_or_inputs(self):
         with pytest.raises(BadData, match=r"patch. has no labels, which segmentation needs"):
             task(labelled=False)
+        bare = worlds.PatchScene(1, 400, False, ("color", "normal"))
+        with pytest.raises(BadData, match=r"patch1: the cloud has no labels; label it, or take it out"):
+            task("finetune").data.thin(bare)
         with pytest.raises(UserError, match=r"takes normal, which patches \(patch.\) does not have"):
             task(channels="[color]")
 

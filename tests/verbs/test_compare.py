@@ -41,10 +41,12 @@ def test_runs_and_evaluations_in_one_table_and_page(tmp_path):
     page = tmp_path / "pages" / "compared.html"
     result = compare(str(first), str(second), str(tmp_path / "table.json"), out=page)
     tables = result.tables()
-    assert tables["Pre-training"][0][:5] == ["run", "encoder", "data", "steps", "val_psnr"]
-    assert [row[:5] for row in tables["Pre-training"][1:]] == [
-        ["a/run", "sparse_unet.tiny", "rooms", "3", "21.5"],
-        ["b/run", "sparse_unet.tiny", "rooms", "3", "22.5"],
+    assert tables["Pre-training"][:5] == [
+        ["", "a/run", "b/run"],
+        ["encoder", "sparse_unet.tiny", "sparse_unet.tiny"],
+        ["data", "rooms", "rooms"],
+        ["steps", "3", "3"],
+        ["val_psnr", "21.5", "22.5"],
     ]
     assert [row[-2:] for row in tables["Evaluation"][1:]] == [["40.5", "50"], ["33", "50"]]
     assert all(text in str(result) for text in ("b/run", "22.5", "10 %", str(page)))

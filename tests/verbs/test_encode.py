@@ -5,9 +5,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from data.photo_maker import write_transforms
 from splatlearn.data.scene import Rejected
 from splatlearn.encoders.base import PointEncoder
-from splatlearn.errors import UserError
+from splatlearn.errors import BadData, UserError
 from splatlearn.tasks.base import resolve_encoder
 from splatlearn.verbs.encode import LoadedEncoder, encode, load
 from tasks import worlds
@@ -24,6 +25,11 @@ def run(out, **changes):
 
 
 class TestEncode:
+    def test_photographs_without_depth(self, tmp_path):
+        write_transforms(tmp_path / "photos")
+        with pytest.raises(BadData, match=r"photos: its frames have no depth, so they give no points to encode"):
+            run(tmp_path / "out", encoder="random:sparse_unet.tiny", data=str(tmp_path / "photos"), data_options={})
+
     def test_one_row_per_point_without_labels(self, tmp_path):
         result = run(tmp_path / "out")
         assert dict(result.files) == {f"patch{i}.npy": 400 for i in range(3)}

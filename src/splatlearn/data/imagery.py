@@ -29,7 +29,7 @@ _FAILURES = (
 
 
 _ONE_HEADER = Lock()
-"""Numpy has Python parse the header of a .npy, and CPython 3.11 now and then fails where two threads do (SystemError)."""
+"""Python parses the header of a .npy, and CPython 3.11 now and then fails where two threads do (SystemError)."""
 
 
 class UnreadableImage(Exception):

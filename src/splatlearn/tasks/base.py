@@ -260,7 +260,7 @@ def check_inputs(encoder: PointEncoder, points: Points, where: str, up: str = "k
         there = ", ".join(sorted(name for name in points.attributes if name in INPUT_CHANNELS)) or "none"
         raise UserError(
             f"encoder {encoder.name!r} takes {', '.join(missing)}, which {where} does not have "
-            f"(it has: {there}); use data with it, or an encoder with other inputs (--encoder.inputs)"
+            f"(it has: {there}); use data with it, or an encoder that was made without (--encoder.inputs of a new one)"
         )
     if "height" in wanted and up == "unknown":
         raise UserError(f"encoder {encoder.name!r} takes the height, but the up axis of {where} is unknown: --data.up")

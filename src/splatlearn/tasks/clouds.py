@@ -117,6 +117,8 @@ class CloudData:
         points = scene.points()
         if not len(points):
             raise BadData(f"{scene.name}: the cloud has no points")
+        if "label" not in points:
+            raise BadData(f"{scene.name}: the cloud has no labels; label it, or take it out of the data")
         label = checked_labels(points["label"], self.classes, scene.name)
         carried = {name: points[name] for name in self.attributes if name != "height"}
         if "height" in self.attributes:

@@ -103,16 +103,17 @@ def read_run(path: Path, name: str) -> Run:
 
 
 def training_rows(runs: Sequence[Run]) -> Rows:
-    """Header and one row a run: encoder, data, steps, speed, memory, and every metric that a run has."""
+    """A column a run, since metrics are many: encoder, data, steps, every metric that a run has, speed and memory."""
     ran = [run for run in runs if run.summary]
     metrics = _ordered(name for run in ran for name in run.summary.get("metrics", {}))
-    rows = [["run", "encoder", "data", "steps", *metrics, "steps/s", "peak MB"]]
+    columns = [["", "encoder", "data", "steps", *metrics, "steps/s", "peak MB"]]
     for run in ran:
         s = run.summary
         facts = [_name(s.get("encoder")), _name(s.get("data")), _number(s.get("steps"))]
         values = [_number(s.get("metrics", {}).get(name)) for name in metrics]
-        rows.append([run.name, *facts, *values, _number(s.get("steps_per_second")), _number(s.get("peak_memory_mb"))])
-    return rows
+        cost = [_number(s.get(name)) for name in ("steps_per_second", "peak_memory_mb")]
+        columns.append([run.name, *facts, *values, *cost])
+    return [list(row) for row in zip(*columns)] if ran else []
 
 
 def evaluation_rows(runs: Sequence[Run]) -> Rows:

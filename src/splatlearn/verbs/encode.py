@@ -204,7 +204,14 @@ class _Job:
     size: tuple[int, int] = (0, 0)
 
     def points(self) -> "Points":
-        return self.scene.points() if self.view < 0 else self.scene.frames([self.view], self.size).to_points()
+        if self.view < 0:
+            return self.scene.points()
+        from splatlearn.errors import BadData
+
+        frames = self.scene.frames([self.view], self.size)
+        if "depth" not in frames:
+            raise BadData(f"{self.scene.name}: its frames have no depth, so they give no points to encode")
+        return frames.to_points()
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ def evaluate(
     """Train a probe on an encoder's features and measure it on held-out scenes.
 
     `linear` and `decoder` keep the encoder frozen; `finetune` trains it too. Controls are asked for by name:
-    `random:NAME` is the same network untrained (frozen, its batch-norm statistics are set first; with `finetune`
-    this is training from scratch), `raw` is the same probe on the input attributes.
+    `random:NAME` is an untrained network (frozen, its batch-norm statistics are set first; with `finetune` this is
+    training from scratch): name the run's own preset, as in random:sparse_unet.tiny, to compare like with like. `raw`
+    is the same probe on the input attributes.
 
     Args:
         task: segmentation.
@@ -45,7 +46,7 @@ def evaluate(
         labels: share of the labelled training points that is used, the same points for every method.
         steps: optimiser steps; by default the task's.
         seed: of new weights, order, and the choice of labels.
-        json: file for the result.
+        json: file for the result, written anew.
         run: folder to keep the probe's log and weights in; by default nothing is kept.
         data_options: options of the data's reader.
         encoder_options: options of a random:NAME encoder.

@@ -42,6 +42,15 @@ class TestNames:
         with pytest.raises(BadData, match=rf"--data {name}: {name.partition('.')[0]} reads files: give their path"):
             Source(name=name).reader()
 
+    def test_what_no_reader_takes(self, here):
+        (here / "scene.ply").write_bytes(b"ply")
+        (here / "folder").mkdir()
+        (here / "folder" / "notes.txt").write_text("")
+        with pytest.raises(BadData, match=r"it is a single file\); .*Gaussian scenes are for `view` and `convert`"):
+            Source(name="scene.ply").reader()
+        with pytest.raises(BadData, match=r"it holds: notes\.txt\); `splatlearn list readers` says what each expects$"):
+            Source(name="folder").reader()
+
     def test_a_folder_named_like_a_reader(self, here):
         write_seven_scenes(here / "rgbd", frames=3)
         assert Source(name="rgbd").scenes()[0].name == "rgbd"

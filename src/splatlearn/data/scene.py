@@ -262,8 +262,10 @@ def _detect(path: Path) -> str:
         return taking[0]
     if not taking:
         inside = sorted(p.name for p in path.iterdir())[:5] if path.is_dir() else []
+        held = f"it holds: {', '.join(inside) or 'nothing'}" if path.is_dir() else "it is a single file"
+        scenes = "; Gaussian scenes are for `view` and `convert`" if path.suffix in (".ply", ".splat", ".spz") else ""
         raise BadData(
-            f"--data {path}: no reader takes this ({', '.join(families)} were tried; "
-            f"it holds: {', '.join(inside) or 'nothing'}); `splatlearn list readers` says what each expects"
+            f"--data {path}: no reader takes this ({', '.join(families)} were tried; {held}); "
+            f"`splatlearn list readers` says what each expects{scenes}"
         )
     raise BadData(f"--data {path}: {' and '.join(taking)} both take this; choose one with --data.reader")

@@ -210,7 +210,7 @@ class TestProblem:
 
 def test_the_signature_is_that_of_the_library():
     """Every name that the adapter uses, and every default of the stand-in, is the installed library's."""
-    pytest.importorskip("gsplat")
+    pytest.importorskip("gsplat", reason="gsplat is absent: pip install 'splatlearn[cuda]'")
     theirs = inspect.signature(__import__("gsplat").rasterization).parameters
     assert set(adapter.ARGUMENTS) <= set(theirs)
     for name, ours in inspect.signature(StandIn().rasterization).parameters.items():

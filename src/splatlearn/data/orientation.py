@@ -3,10 +3,12 @@
 Legend: K frames, H W pixels. Metres; "source" is the recording's own world. Plain numpy in float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from splatlearn.data.scene import Rejected
 
 FACING = 35.0
 """Degrees around the cameras' mean up axis in which normals may vote; hand-held cameras pitch about that much."""
@@ -16,6 +18,8 @@ _LEVEL = 0.25
 """A level surface counts when its histogram bin holds this share of the fullest bin."""
 _MIN_VOTES = 200
 _MAX_CORRECTION = 5.0
+_GLANCES = 16
+_GLANCE_SIZE = (80, 60)
 
 
 class Orientation(NamedTuple):
@@ -30,6 +34,39 @@ class Orientation(NamedTuple):
     world_from_source: np.ndarray
     up: np.ndarray
     text: str
+
+
+def glance(
+    poses: np.ndarray,
+    intrinsics: np.ndarray,
+    size: tuple[int, int],
+    depth_of: Callable[[int, tuple[int, int]], np.ndarray],
+) -> list[np.ndarray]:
+    """Grids for `estimate_orientation`: small depth maps of some frames, spread over the recording, back-projected.
+
+    Args:
+        poses: (K 4 4) camera-to-world, source, OpenCV axes.
+        intrinsics: (K 3 3) in pixels at `size`, pixel centres at half integers.
+        size: width and height that the intrinsics belong to.
+        depth_of: frame and (width, height) to its depth map (H W), 0 where there is none; a frame for which it raises
+            `Rejected` is left out.
+
+    Returns:
+        (H W 3) float64 each, NaN without depth; in the unit of depths and poses.
+    """
+    width, height = _GLANCE_SIZE
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    grids = []
+    for frame in np.unique(np.linspace(0, len(poses) - 1, min(_GLANCES, len(poses))).round().astype(int)):
+        try:
+            depth = depth_of(int(frame), _GLANCE_SIZE)
+        except Rejected:
+            continue
+        matrix = intrinsics[frame] * np.array([width / size[0], height / size[1], 1])[:, None]
+        rays = np.stack([(x - matrix[0, 2]) / matrix[0, 0], (y - matrix[1, 2]) / matrix[1, 1], np.ones_like(x)], -1)
+        z = np.where(depth > 0, depth, np.nan).astype(np.float64)
+        grids.append((rays * z[..., None]) @ poses[frame, :3, :3].T + poses[frame, :3, 3])
+    return grids
 
 
 def estimate_orientation(

@@ -23,7 +23,7 @@ from splatlearn.data.captures import Capture, CloudFile, Usable, by, usable_phot
 from splatlearn.data.folders import GLANCE, walk
 from splatlearn.data.imagery import UnreadableImage, gather_depth, read_color, read_depth, resample_indices
 from splatlearn.data.lenses import reading_size, undistort, undistort_depth
-from splatlearn.data.orientation import estimate_orientation, parse_up
+from splatlearn.data.orientation import estimate_orientation, glance, parse_up
 from splatlearn.data.scene import Reader, Rejected, Scene, Skipped
 from splatlearn.errors import BadData, MissingData, UserError
 from splatlearn.ply import PlyFile, columns_of
@@ -33,8 +33,6 @@ from splatlearn.structures import Cameras, Frames, Points
 T = TypeVar("T")
 Size = tuple[int, int]
 log = logging.getLogger("splatlearn")
-_ORIENTATION_FRAMES = 16
-_ORIENTATION_SIZE = (80, 60)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +227,8 @@ class PhotoScene(Scene):
             return
         poses = np.stack([photo.pose for photo in self._table.photos])
         poses[:, :3, 3] *= scaled[0, 0]
-        found = estimate_orientation(poses, self._grids(poses), None if isinstance(wish, str) else wish)
+        grids = glance(poses, self._intrinsics, self._table.size, self.depth) if self._table.has_depth else []
+        found = estimate_orientation(poses, grids, None if isinstance(wish, str) else wish)
         if found is None:
             self.up = "unknown"
             self._note(
@@ -239,26 +238,6 @@ class PhotoScene(Scene):
         self.up = "estimated" if isinstance(wish, str) else "known"
         self.world_from_source = found.world_from_source @ scaled
         self._note(found.text)
-
-    def _grids(self, poses: np.ndarray) -> list[np.ndarray]:
-        """(H W 3) points of some depth maps, NaN without depth; in the source's axes and this scene's unit."""
-        if not self._table.has_depth:
-            return []
-        grids = []
-        for view in np.unique(np.linspace(0, len(poses) - 1, _ORIENTATION_FRAMES).round().astype(int)):
-            try:
-                depth = torch.from_numpy(self.depth(int(view), _ORIENTATION_SIZE))[None].double()
-            except Rejected:
-                continue
-            camera = Cameras(
-                world_to_camera=torch.from_numpy(np.linalg.inv(poses[view]))[None],
-                intrinsics=torch.from_numpy(self._intrinsics[view])[None],
-                width=self._table.size[0],
-                height=self._table.size[1],
-            )
-            depth[depth == 0] = torch.nan
-            grids.append(camera.resize(*_ORIENTATION_SIZE).unproject(depth)[0].numpy())
-        return grids
 
     def _note(self, text: str, level: int = logging.INFO) -> None:
         self.notes = (*self.notes, text)

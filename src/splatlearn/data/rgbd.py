@@ -24,7 +24,7 @@ from splatlearn.data.imagery import (
     read_depth,
     resample_indices,
 )
-from splatlearn.data.orientation import Orientation, estimate_orientation, parse_up
+from splatlearn.data.orientation import estimate_orientation, glance, parse_up
 from splatlearn.data.recordings import (
     LAYOUTS,
     Listing,
@@ -39,8 +39,6 @@ from splatlearn.structures import Cameras, Frames
 T = TypeVar("T")
 Size = tuple[int, int]
 log = logging.getLogger("splatlearn")
-_ORIENTATION_FRAMES = 16
-_ORIENTATION_SIZE = (80, 60)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +180,10 @@ class RgbdScene(Scene):
         if isinstance(wish, str) and wish != "estimate":
             self.up = "known" if wish == "known" else "unknown"
             return
-        found = self._estimate(None if isinstance(wish, str) else wish)
+        poses = self._table.poses
+        intrinsics = np.broadcast_to(self._intrinsics, (len(poses), 3, 3))
+        grids = glance(poses, intrinsics, self._size, self.depth)
+        found = estimate_orientation(poses, grids, None if isinstance(wish, str) else wish)
         certainty: Certainty = "estimated" if isinstance(wish, str) else "known"
         self.up = "unknown" if found is None else certainty
         if found is None:
@@ -194,27 +195,6 @@ class RgbdScene(Scene):
     def _note(self, text: str, level: int = logging.WARNING) -> None:
         self.notes = (*self.notes, text)
         log.log(level, "%s: %s", self.name, text)
-
-    def _estimate(self, up: np.ndarray | None) -> Orientation | None:
-        poses = self._table.poses
-        count = min(_ORIENTATION_FRAMES, len(poses))
-        grids = []
-        for view in np.unique(np.linspace(0, len(poses) - 1, count).round().astype(int)):
-            try:
-                depth = self.depth(int(view), _ORIENTATION_SIZE)
-            except Rejected:
-                continue
-            grids.append(self._back_project(depth, poses[view]))
-        return estimate_orientation(poses, grids, up)
-
-    def _back_project(self, depth: np.ndarray, pose: np.ndarray) -> np.ndarray:
-        """(H W 3) float64 source points, NaN without depth."""
-        height, width = depth.shape
-        matrix = self._intrinsics * np.array([width / self._size[0], height / self._size[1], 1])[:, None]
-        x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-        z = np.where(depth > 0, depth, np.nan).astype(np.float64)
-        rays = np.stack([(x - matrix[0, 2]) / matrix[0, 0], (y - matrix[1, 2]) / matrix[1, 1], np.ones_like(x)], -1)
-        return (rays * z[..., None]) @ pose[:3, :3].T + pose[:3, 3]
 
 
 @readers.register("rgbd", RgbdConfig, presets={"default": {}, "tiny": {"max_frames": 30}})

@@ -13,8 +13,9 @@ from splatlearn.verbs.view_scene import Shown, choose_view
 from verbs.chromium import Chromium, find_chromium
 
 SIZE = (480, 540)
-STAGE = slice(160, 370)
-"""Rows of the page between viser's own boxes: above, its notice that no GPU draws; below, its panel."""
+STAGE = slice(200, 360)
+"""Rows of the page between viser's own boxes and their shadows, in whatever font there is: above, its notice that no
+GPU draws; below, its panel."""
 RED, BLUE, YELLOW = (230, 26, 26), (26, 26, 230), (230, 204, 26)
 
 

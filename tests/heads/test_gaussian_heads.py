@@ -18,12 +18,13 @@ from splatlearn.heads.gaussians import (
     place_to_depth,
 )
 from splatlearn.splatting.render import RenderOptions, render
-from splatlearn.structures import Cameras, Gaussians, Packed
+from splatlearn.structures import SH_C0, Cameras, Gaussians, Packed, Points
 
 CHANNELS = 24
 HEADS: dict[str, tuple[type, Any]] = {
     "offset": (OffsetHead, OffsetConfig()),
     "offset, 3 a point": (OffsetHead, OffsetConfig(per_point=3, sh_degree=1)),
+    "offset, own colour": (OffsetHead, OffsetConfig(own_color=True)),
     "depth": (DepthHead, DepthConfig()),
     "depth, 3 a pixel": (DepthHead, DepthConfig(per_point=3, sh_degree=1)),
     "depth, disparity": (DepthHead, DepthConfig(spacing="disparity", sh_degree=0)),
@@ -156,6 +157,25 @@ class TestOffsetHead:
         assert distance.max() <= 0.2 + 1e-6
         start = build("offset")(features, points, frames.cameras)
         assert (start.means - points.xyz).abs().max() < 0.01
+
+    def test_own_color_starts_from_the_points(self) -> None:
+        """Each of a point's k Gaussians gets its colour; higher bands and everything else are as without it."""
+        frames, points, features = setting()
+        configs = (OffsetConfig(per_point=2, sh_degree=1, own_color=on) for on in (False, True))
+        plain, own = (OffsetHead(config, CHANNELS) for config in configs)
+        for head in (plain, own):
+            nn.init.zeros_(head.attributes.weight)
+        before, after = (head(features, points, frames.cameras) for head in (plain, own))
+        shown = 0.5 + SH_C0 * (after.sh - before.sh)[:, 0]
+        torch.testing.assert_close(shown, points["color"].repeat_interleave(2, 0))
+        torch.testing.assert_close(after.sh[:, 1:], before.sh[:, 1:])
+        torch.testing.assert_close(after.means, before.means)
+
+    def test_own_color_needs_colors(self) -> None:
+        frames, points, features = setting()
+        bare = Points(xyz=points.xyz, counts=points.counts, attributes={"pixel": points["pixel"]})
+        with pytest.raises(MissingAttribute, match="color"):
+            build("offset, own colour")(features, bare, frames.cameras)
 
 
 class TestDepthHead:

@@ -6,7 +6,7 @@ V views, C channels. Metres, world, unless said otherwise.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional
 from splatlearn.config import require
 from splatlearn.errors import UserError
 from splatlearn.heads.rotations import harmonic_rotations, matrix_to_quaternion, multiply_quaternions
-from splatlearn.structures import Cameras, Gaussians, Packed, Points
+from splatlearn.structures import SH_C0, Cameras, Gaussians, Packed, Points
 
 FOOTPRINT = 0.1
 """Scale unit: this times (1/fx + 1/fy) times the depth, so about 0.2 pixel (pixelSplat code)."""
@@ -115,9 +115,13 @@ class OffsetConfig(GaussianConfig):
 
     Args:
         radius: largest offset along each axis, metres (our default, shared with UniPre3D: not stated in GS3).
+        own_color: whether colours start from the point's own, as centres start from its place; renders then are sharp
+            after few steps, but show less of what the encoder learnt (GS3 predicts them; pixelSplat's features of the
+            raw image leak as much).
     """
 
     radius: float = 0.2
+    own_color: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -249,6 +253,8 @@ class OffsetHead(nn.Module):
             **_shape_fields(config),
             "opacity": _opacity_field(config.per_point),
         }
+        if config.own_color:
+            self.fields["sh"] = self.fields["sh"]._replace(gain=0.1)
         self.attributes = _initialised(channels, list(self.fields.values()) * config.per_point)
 
     def forward(self, features: Tensor, rows: Points, cameras: Cameras) -> Gaussians:
@@ -256,7 +262,8 @@ class OffsetHead(nn.Module):
 
         Args:
             features: (N C).
-            rows: N points, item v holding those seen by view v, which scales and turns them.
+            rows: N points, item v holding those seen by view v, which scales and turns them; with attribute `color`
+                when the config says `own_color`.
             cameras: V views.
 
         Returns:
@@ -264,6 +271,7 @@ class OffsetHead(nn.Module):
 
         Raises:
             UserError: points that are not grouped by view.
+            MissingAttribute: `own_color` of points without `color`.
         """
         _check(features, rows, cameras)
         attributes = self.attributes(features.relu()).to(rows.xyz.dtype)
@@ -272,7 +280,11 @@ class OffsetHead(nn.Module):
             means = rows.xyz[:, None] + self.config.radius * raw["offset"].tanh()
             depth = cameras.project(rows.xyz, rows.item)[1][:, None].expand(means.shape[:2])
             opacity = raw["opacity"].sigmoid().squeeze(-1)
-            return _assemble(means, depth, opacity, raw, rows.counts, cameras, self.config)
+            gaussians = _assemble(means, depth, opacity, raw, rows.counts, cameras, self.config)
+            if not self.config.own_color:
+                return gaussians
+            own = ((rows["color"] - 0.5) / SH_C0).repeat_interleave(self.config.per_point, 0)
+            return replace(gaussians, sh=torch.cat([gaussians.sh[:, :1] + own[:, None], gaussians.sh[:, 1:]], 1))
 
 
 def map_probability(probability: Tensor, exponent: float) -> Tensor:

@@ -153,6 +153,12 @@ class TestOutput:
         with pytest.raises(UserError, match=message):
             check(str(recording), data_options=RGBD, **options)
 
+    def test_everything_that_is_wrong_is_told_at_once(self, tmp_path):
+        with pytest.raises(UserError) as caught:
+            check("nowhere", gap=0, size=(0, 1), json=tmp_path)
+        starts = [line.split(":")[0] for line in str(caught.value).splitlines()]
+        assert starts == ["--gap", "--size", f"--json {tmp_path}", "--data nowhere"]
+
     @pytest.mark.parametrize(("target", "message"), [("room", "this is a folder"), ("file/r.json", "file is a file")])
     def test_a_report_that_cannot_be_written(self, recording, tmp_path, target, message):
         (tmp_path / "file").write_text("mine")

@@ -46,13 +46,14 @@ def check(
         UserError: the data cannot be used at all, or the report cannot be written; the message says why.
     """
     from splatlearn.data.scene import Source
-    from splatlearn.errors import BadData, ConfigError
+    from splatlearn.errors import BadData, Problems
 
-    if gap < 1:
-        raise ConfigError(f"--gap: 1 or more is needed, got {gap}")
-    check_size(size)
-    json = output_file(json, "--json") if json is not None else None
-    source = Source(name=data, options=data_options or {})
+    source, problems = Source(name=data, options=data_options or {}), Problems()
+    problems.require(gap >= 1, f"--gap: 1 or more is needed, got {gap}")
+    problems.catch(lambda: check_size(size))
+    file = None if json is None else problems.catch(lambda: output_file(json, "--json"))
+    problems.catch(source.reader)
+    problems.tell()
     reader, scenes = source.reader(), source.scenes()
     reports = tuple(_check_scene(scene, size, gap, len(reader.classes)) for scene in scenes)
     if not any(report.views or report.points for report in reports):
@@ -67,8 +68,8 @@ def check(
         scenes=reports,
         skipped=_by_reason(reader.skipped),
     )
-    if json is not None:
-        _write(json, report)
+    if file is not None:
+        _write(file, report)
     return report
 
 

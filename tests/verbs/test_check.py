@@ -133,6 +133,16 @@ class TestClouds:
         with pytest.raises(UserError, match=r"color\.npy has 39 rows"):
             check(str(tmp_path), data_options=CLOUD)
 
+    def test_every_damaged_cloud_is_named(self, tmp_path):
+        for name in "abc":
+            cloud(tmp_path / name)
+        for name in "ac":
+            np.save(tmp_path / name / "coord.npy", np.full((40, 3), np.nan))
+        with pytest.raises(UserError) as caught:
+            check(str(tmp_path), data_options=CLOUD)
+        told = "40 of 40 points are not finite; remove such rows from every array of the scene"
+        assert str(caught.value).splitlines() == [f"{tmp_path / name / 'coord.npy'}: {told}" for name in "ac"]
+
 
 class TestOutput:
     def test_json(self, recording, tmp_path):

@@ -443,6 +443,15 @@ class TestListAndDoctor:
         for line in expected:
             assert line in text
 
+    @pytest.mark.parametrize("own", ["", "~/worlds"])
+    @pytest.mark.parametrize("common", ["", "~/caches"])
+    def test_doctor_names_the_folder_that_worlds_are_made_in(self, monkeypatch, own, common):
+        from splatlearn.data.rooms.cache import cache_root
+
+        monkeypatch.setenv("SPLATLEARN_CACHE", own)
+        monkeypatch.setenv("XDG_CACHE_HOME", common)
+        assert dict(doctor._folders())["worlds"].startswith(f"{cache_root()}")
+
     def test_doctor_knows_whether_gsplat_is_there(self, monkeypatch):
         monkeypatch.setattr(doctor, "find_spec", lambda name: None)
         assert "splatlearn[cuda]" in doctor._gsplat()

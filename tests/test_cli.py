@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import pytest
 
-from splatlearn import cli, verbs
-from splatlearn.cli import main, parse
+from splatlearn import arguments, cli, verbs
+from splatlearn.arguments import parse
+from splatlearn.cli import main
 from splatlearn.errors import BadData, ConfigError
 from splatlearn.verbs import doctor
 
@@ -133,7 +134,7 @@ def listing() -> str:
 
 def flags(name: str) -> list[argparse.Action]:
     """The arguments that the help of a verb shows, but for those of every verb."""
-    actions = cli.build_parser(name, verbs.verb(name))._actions
+    actions = arguments.build_parser(name, verbs.verb(name))._actions
     return [a for a in actions if a.help != argparse.SUPPRESS and a.dest not in ("config", "debug", "help")]
 
 
@@ -176,7 +177,7 @@ def toys(monkeypatch):
     monkeypatch.setattr(cli, "verb", known.__getitem__)
 
 
-def arguments(line: str) -> dict[str, Any]:
+def asked(line: str) -> dict[str, Any]:
     positional, given = parse(toy, line.split())
     return toy(*positional, **given)
 
@@ -187,7 +188,7 @@ class TestSurface:
 
     def test_every_flag_is_explained(self):
         for name in verbs.VERBS:
-            summary, described = cli.explain(verbs.verb(name))
+            summary, described = arguments.explain(verbs.verb(name))
             assert summary, name
             missing = {action.dest for action in flags(name)} - set(described)
             assert not missing, f"{name}: no word about {missing}"
@@ -204,31 +205,31 @@ class TestSurface:
 
 class TestParsing:
     def test_order_and_both_spellings(self):
-        expected = arguments("gs3 --run a --steps 5 --data rooms --data.size 3 --encoder.voxel 0.1")
-        assert arguments("--data.size=3 --steps=5 --encoder.voxel=0.1 gs3 --data=rooms --run=a") == expected
+        expected = asked("gs3 --run a --steps 5 --data rooms --data.size 3 --encoder.voxel 0.1")
+        assert asked("--data.size=3 --steps=5 --encoder.voxel=0.1 gs3 --data=rooms --run=a") == expected
         assert expected["data_options"] == {"size": "3"}
         assert expected["encoder_options"] == {"voxel": "0.1"}
 
     def test_types(self):
-        given = arguments("gs3 --run a/b --steps 5 --size 160,120 --full")
+        given = asked("gs3 --run a/b --steps 5 --size 160,120 --full")
         assert (given["run"], given["steps"], given["size"]) == (Path("a/b"), 5, (160, 120))
         assert given["full"] is True
-        assert arguments("gs3 --run a --full false")["full"] is False
+        assert asked("gs3 --run a --full false")["full"] is False
 
     def test_nested_and_negative_values(self):
-        assert arguments("gs3 --run a --data.x.y -3")["data_options"] == {"x": {"y": "-3"}}
-        assert arguments("gs3 --run a --data.x -1e-3 --steps -5")["data_options"] == {"x": "-1e-3"}
-        assert arguments("gs3 --run a --size -1,2")["size"] == (-1, 2)
+        assert asked("gs3 --run a --data.x.y -3")["data_options"] == {"x": {"y": "-3"}}
+        assert asked("gs3 --run a --data.x -1e-3 --steps -5")["data_options"] == {"x": "-1e-3"}
+        assert asked("gs3 --run a --size -1,2")["size"] == (-1, 2)
 
     def test_a_positional_may_be_named(self):
-        assert arguments("--recipe gs3 --run a")["recipe"] == "gs3"
+        assert asked("--recipe gs3 --run a")["recipe"] == "gs3"
 
     def test_repeated(self):
         assert parse(several, ["a", "--out", "o", "b"]) == ([Path("a"), Path("b")], {"out": Path("o")})
 
     def test_all_problems_in_one_message(self):
         with pytest.raises(ConfigError) as caught:
-            arguments("gs3 --rnu a --steps many --resume maybe --dta.x 3 extra --size 1")
+            asked("gs3 --rnu a --steps many --resume maybe --dta.x 3 extra --size 1")
         message = str(caught.value)
         for expected in (
             "--rnu: unknown; did you mean '--run'?",
@@ -241,16 +242,21 @@ class TestParsing:
         ):
             assert expected in message
 
+    @pytest.mark.parametrize("words", ["--steps 3 --train.steps 4", "--train.steps=3 --steps=3"])
+    def test_one_thing_by_two_flags(self, words):
+        with pytest.raises(ConfigError, match=r"^--steps and --train\.steps: give one of them$"):
+            asked(f"gs3 --run a {words} --train.batch 2")
+
     def test_a_flag_without_a_value(self):
         with pytest.raises(ConfigError, match="--steps: needs a value"):
-            arguments("gs3 --run a --steps --full")
+            asked("gs3 --run a --steps --full")
 
 
 class TestConfigFile:
     def test_flags_win(self, tmp_path):
         file = tmp_path / "config.yaml"
         file.write_text("recipe: gs3\nsteps: 7\ndata: {name: rooms, options: {a: 1, b: 2}}\nencoder.voxel: 3\n")
-        given = arguments(f"--config {file} --run a --data.b 5")
+        given = asked(f"--config {file} --run a --data.b 5")
         assert (given["recipe"], given["steps"], given["data"]) == ("gs3", 7, "rooms")
         assert given["data_options"] == {"a": 1, "b": "5"}
         assert given["encoder_options"] == {"voxel": 3}
@@ -258,31 +264,39 @@ class TestConfigFile:
     def test_a_renamed_part_drops_the_options_of_the_old_one(self, tmp_path):
         file = tmp_path / "config.yaml"
         file.write_text("recipe: gs3\ndata: {name: rooms, options: {a: 1}}\n")
-        assert arguments(f"--config {file} --run a --data other --data.b 5")["data_options"] == {"b": "5"}
-        assert arguments(f"--config {file} --run a --data rooms --data.b 5")["data_options"] == {"a": 1, "b": "5"}
+        assert asked(f"--config {file} --run a --data other --data.b 5")["data_options"] == {"b": "5"}
+        assert asked(f"--config {file} --run a --data rooms --data.b 5")["data_options"] == {"a": 1, "b": "5"}
 
     def test_flags_of_the_loop_win_over_the_short_forms_of_a_file(self, tmp_path):
         file = tmp_path / "config.yaml"
         file.write_text("steps: 7\n")
         line = f"gs3 --run a --config {file}"
-        assert arguments(line)["steps"] == 7
-        given = arguments(f"{line} --train.steps 9")
+        assert asked(line)["steps"] == 7
+        given = asked(f"{line} --train.steps 9")
         assert (given["steps"], given["train_options"]) == (30, {"steps": "9"})
+
+    def test_another_preset_than_the_files_would_change_nothing(self, tmp_path):
+        (tmp_path / "config.yaml").write_text("preset: small\nrecipe_options: {gap: 3}\n")
+        line = f"gs3 --run a --config {tmp_path / 'config.yaml'}"
+        function = verbs.verb("pretrain")
+        assert parse(function, f"{line} --preset small".split())[1]["preset"] == "small"
+        with pytest.raises(ConfigError, match=r"--preset tiny: --config .*yaml is of the preset small"):
+            parse(function, f"{line} --preset tiny".split())
 
     def test_paths_are_expanded(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path))
         (tmp_path / "config.yaml").write_text("steps: 7\n")
-        given = arguments("gs3 --run=~/x --config=~/config.yaml")
+        given = asked("gs3 --run=~/x --config=~/config.yaml")
         assert (given["run"], given["steps"]) == (tmp_path / "x", 7)
 
     def test_a_file_that_is_not_there(self, tmp_path):
         with pytest.raises(ConfigError, match=r"--config \S*nope\.yaml: cannot be read: No such file"):
-            arguments(f"gs3 --run a --config {tmp_path / 'nope.yaml'}")
+            asked(f"gs3 --run a --config {tmp_path / 'nope.yaml'}")
 
     def test_a_file_that_is_no_text(self, tmp_path):
         (tmp_path / "config.yaml").write_bytes(b"steps: \xff\xfe")
         with pytest.raises(ConfigError, match=r"config\.yaml: not valid YAML: 'utf-8' codec"):
-            arguments(f"gs3 --run a --config {tmp_path / 'config.yaml'}")
+            asked(f"gs3 --run a --config {tmp_path / 'config.yaml'}")
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -295,7 +309,7 @@ class TestConfigFile:
     def test_errors(self, tmp_path, text, message):
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(ConfigError, match=message):
-            arguments(f"gs3 --run a --config {tmp_path / 'config.yaml'}")
+            asked(f"gs3 --run a --config {tmp_path / 'config.yaml'}")
 
 
 class TestExitCodes:
@@ -428,6 +442,15 @@ class TestListAndDoctor:
         assert "float32 on the CPU takes cpu" in text
         for line in expected:
             assert line in text
+
+    @pytest.mark.parametrize("own", ["", "~/worlds"])
+    @pytest.mark.parametrize("common", ["", "~/caches"])
+    def test_doctor_names_the_folder_that_worlds_are_made_in(self, monkeypatch, own, common):
+        from splatlearn.data.rooms.cache import cache_root
+
+        monkeypatch.setenv("SPLATLEARN_CACHE", own)
+        monkeypatch.setenv("XDG_CACHE_HOME", common)
+        assert dict(doctor._folders())["worlds"].startswith(f"{cache_root()}")
 
     def test_doctor_knows_whether_gsplat_is_there(self, monkeypatch):
         monkeypatch.setattr(doctor, "find_spec", lambda name: None)

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "splatlearn"
 FLOORS = (
-    ("cli", "verbs", "__main__"),
+    ("cli", "arguments", "verbs", "__main__"),
     ("recipes", "tasks"),
     ("engine",),
     ("heads", "teachers", "losses"),
@@ -19,6 +19,7 @@ FLOORS = (
 )
 """Top down. The registry names built-in modules as strings, which are no imports."""
 SAME_FLOOR = {
+    ("cli", "arguments"),
     ("cli", "verbs"),
     ("__main__", "cli"),
     ("structures", "errors"),

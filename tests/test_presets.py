@@ -50,6 +50,7 @@ def test_recipe_presets_fit(name):
     job = plan(recipe, preset=preset, data=data, data_options=found.data.options)
     assert job.settings["preset"] == preset
     assert configure(TrainConfig, job.settings["train"], "train") == job.train
+    assert not job.train.idle()
 
 
 def test_every_file_is_a_preset():

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from splatlearn import verbs
-from splatlearn.cli import main, parse
+from splatlearn.arguments import parse
+from splatlearn.cli import main
 from splatlearn.config import configure
 from splatlearn.engine.config import TrainConfig
 from splatlearn.registry import encoders, recipes

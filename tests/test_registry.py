@@ -44,6 +44,8 @@ def test_unknown_names_give_the_nearest(registry):
         registry.create("weel")
     with pytest.raises(ConfigError, match="has no preset 'tinny'; did you mean 'tiny'"):
         registry.create("wheel.tinny")
+    with pytest.raises(ConfigError, match=r"no preset 'tinny'.*\nwheel.wdth: unknown; did you mean 'width'"):
+        registry.create("wheel.tinny", {"wdth": 1})
 
 
 def test_unknown_option_names_the_family(registry):

@@ -1,8 +1,10 @@
 """Errors that a user can cause: what is wrong and what to do. The command line turns them into exit code 2."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(ValueError):
@@ -35,6 +37,41 @@ class BadData(UserError):
 
 class ConfigError(UserError):
     """One or more settings are unknown or invalid; the message lists all of them."""
+
+
+class Problems:
+    """User errors that are gathered, so that they are told together."""
+
+    def __init__(self) -> None:
+        self._errors: list[UserError] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._errors)
+
+    def require(self, holds: bool, message: str) -> None:
+        """A problem where something does not hold."""
+        if not holds:
+            self._errors.append(ConfigError(message))
+
+    def catch(self, make: Callable[[], T]) -> T | None:
+        """What `make` gives; None, and a problem, where it raises a `UserError`."""
+        try:
+            return make()
+        except UserError as error:
+            self._errors.append(error)
+            return None
+
+    def tell(self) -> None:
+        """Complains once about all of them, if there are any.
+
+        Raises:
+            UserError: the only one as it was.
+            ConfigError: several, each once.
+        """
+        if len(messages := dict.fromkeys(map(str, self._errors))) > 1:
+            raise ConfigError("\n".join(messages))
+        if self._errors:
+            raise self._errors[0]
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

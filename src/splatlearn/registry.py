@@ -14,7 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from splatlearn.config import configure, merge
-from splatlearn.errors import ConfigError, nearest
+from splatlearn.errors import ConfigError, Problems, nearest
 
 T = TypeVar("T")
 
@@ -134,12 +134,16 @@ class Registry(Generic[T]):
         """
         family = self.family(name)
         preset = name.partition(".")[2] or next(iter(family.presets))
-        if preset not in family.presets:
-            raise ConfigError(
-                f"{self.kind}: {family.name!r} has no preset {preset!r}{nearest(preset, family.presets)} "
-                f"(known: {', '.join(family.presets)})"
-            )
-        return configure(family.config, merge(family.presets[preset], options or {}), where or family.name)
+        problems = Problems()
+        problems.require(
+            preset in family.presets,
+            f"{self.kind}: {family.name!r} has no preset {preset!r}{nearest(preset, family.presets)} "
+            f"(known: {', '.join(family.presets)})",
+        )
+        given = merge(family.presets.get(preset, {}), options or {})
+        config = problems.catch(lambda: configure(family.config, given, where or family.name))
+        problems.tell()
+        return config
 
     def create(self, name: str, options: Mapping[str, Any] | None = None, **parts: Any) -> T:
         """An instance of `name`: `cls(config, **parts)`."""

@@ -298,10 +298,12 @@ class TestFilter:
             "frame-000005": "colour is 40x30, the recording's is 80x60",
         }
 
-    def test_counts_by_reason(self, folder):
+    def test_counts_by_reason(self, folder, caplog):
         for i in (1, 2, 3):
             (folder / f"frame-{i:06d}.pose.txt").unlink()
-        assert Counter(s.reason for s in read(folder).skipped) == {"no pose": 3}
+        with caplog.at_level(logging.WARNING):
+            assert Counter(s.reason for s in read(folder).skipped) == {"no pose": 3}
+        assert f"{folder.name}: 3 of 12 frames are left out: 3 x no pose (first: frame-000001)" in caplog.text
 
     def test_a_frame_takes_little_memory(self, tmp_path):
         frames, folder = 300, tmp_path / "long"
@@ -400,7 +402,9 @@ class TestMessages:
         with pytest.raises(ValueError, match="a vector x,y,z expected, got 'sideways'"):
             RgbdConfig(up="sideways")
 
-    @pytest.mark.parametrize("wrong", [{"stride": 0}, {"max_frames": 1}, {"depth_scale": 0.0}, {"max_depth": -1.0}])
+    @pytest.mark.parametrize(
+        "wrong", [{"stride": 0}, {"max_frames": 1}, {"depth_scale": 0.0}, {"max_depth": -1.0}, {"depth_scale": np.inf}]
+    )
     def test_values_out_of_range(self, wrong):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             RgbdConfig(**wrong)

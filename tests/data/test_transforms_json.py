@@ -102,6 +102,11 @@ class TestFrames:
         assert torch.allclose(scene.cameras.intrinsics, full.cameras.resize(48, 36).intrinsics, rtol=1e-4)
         assert "4 photographs are not of the size that their cameras say: intrinsics are scaled" in scene.notes
         assert (scene.frames([0], (24, 18)).images - full.frames([0], (24, 18)).images).abs().mean() < 0.01
+        save(tmp_path, {key: value for key, value in table.items() if key not in ("w", "h")})
+        unsaid = read(tmp_path, images="images_2")
+        assert torch.equal(unsaid.cameras.intrinsics, scene.cameras.intrinsics), "the size is that of the listed file"
+        (tmp_path / "images").rename(tmp_path / "gone")
+        assert "4 x camera: no w and h, and the listed photograph, whose pixels" in message(tmp_path, images="images_2")
 
 
 class TestCameras:

@@ -195,6 +195,13 @@ class TestEncoder:
         with pytest.raises(UserError, match="does not fit"):
             load_encoder(folder)
 
+    @pytest.mark.parametrize("text", ["{", "[]", '{"name": "toy"}', '{"name": "toy", "options": 3}'])
+    def test_a_description_that_is_none(self, tmp_path, text):
+        (tmp_path / "encoder.json").write_text(text)
+        (tmp_path / "encoder.safetensors").write_bytes(b"")
+        with pytest.raises(BadData, match=r"encoder\.json: not the description of an encoder"):
+            load_encoder(tmp_path)
+
     def test_nameless(self):
         encoder = ToyEncoder(ToyEncoderConfig())
         encoder.name = ""

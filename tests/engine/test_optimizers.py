@@ -215,6 +215,27 @@ class TestConfig:
         config = TrainConfig(rates={"*blocks*": 0.1}, milestones=(0.5,), betas=(0.9, 0.95))
         assert configure(TrainConfig, to_options(config), "train") == config
 
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            ({"momentum": 0.8}, ["--train.momentum 0.8 has no effect: it is of optimizer sgd"]),
+            ({"momentum": 0.8, "optimizer": "sgd"}, []),
+            ({"betas": (0.9, 0.9), "optimizer": "adam"}, []),
+            (
+                {"epsilon": 1e-5, "optimizer": "sgd"},
+                ["--train.epsilon 1e-05 has no effect: it is of optimizer adam"],
+            ),
+            ({"milestones": (0.5,)}, ["--train.milestones (0.5,) has no effect: it is of schedule step"]),
+            ({"min_learning_rate": 0.0, "schedule": "constant"}, ["--train.min_learning_rate 0.0 has no effect"]),
+            ({"epochs": 3.0, "steps": 7}, ["--train.epochs 3 has no effect: --train.steps 7 says how long"]),
+            ({"epochs": 3.0}, []),
+        ],
+        ids=str,
+    )
+    def test_what_has_no_effect(self, options, told):
+        found = TrainConfig(**options).idle()
+        assert len(found) == len(told) and all(line.startswith(start) for line, start in zip(found, told))
+
     def test_epochs(self):
         assert TrainConfig(epochs=100, batch=4).total_steps(10) == 250
         assert TrainConfig(epochs=100, batch=4, steps=7).total_steps(10) == 7

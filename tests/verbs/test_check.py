@@ -133,6 +133,16 @@ class TestClouds:
         with pytest.raises(UserError, match=r"color\.npy has 39 rows"):
             check(str(tmp_path), data_options=CLOUD)
 
+    def test_every_damaged_cloud_is_named(self, tmp_path):
+        for name in "abc":
+            cloud(tmp_path / name)
+        for name in "ac":
+            np.save(tmp_path / name / "coord.npy", np.full((40, 3), np.nan))
+        with pytest.raises(UserError) as caught:
+            check(str(tmp_path), data_options=CLOUD)
+        told = "40 of 40 points are not finite; remove such rows from every array of the scene"
+        assert str(caught.value).splitlines() == [f"{tmp_path / name / 'coord.npy'}: {told}" for name in "ac"]
+
 
 class TestOutput:
     def test_json(self, recording, tmp_path):
@@ -152,6 +162,12 @@ class TestOutput:
     def test_bad_numbers(self, recording, options, message):
         with pytest.raises(UserError, match=message):
             check(str(recording), data_options=RGBD, **options)
+
+    def test_everything_that_is_wrong_is_told_at_once(self, tmp_path):
+        with pytest.raises(UserError) as caught:
+            check("nowhere", gap=0, size=(0, 1), json=tmp_path)
+        starts = [line.split(":")[0] for line in str(caught.value).splitlines()]
+        assert starts == ["--gap", "--size", f"--json {tmp_path}", "--data nowhere"]
 
     @pytest.mark.parametrize(("target", "message"), [("room", "this is a folder"), ("file/r.json", "file is a file")])
     def test_a_report_that_cannot_be_written(self, recording, tmp_path, target, message):

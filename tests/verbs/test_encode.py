@@ -113,6 +113,11 @@ class TestEncode:
             run(tmp_path / "file")
         with pytest.raises(UserError, match="--device nonsense: not available"):
             run(tmp_path, device="nonsense")
+        with pytest.raises(UserError) as caught:
+            run(tmp_path / "file", every=0, size=(0, 1), device="x", data="nowhere", encoder="bogus")
+        starts = [line.split(":")[0] for line in str(caught.value).splitlines()]
+        out = f"--out {tmp_path / 'file'}"
+        assert starts == ["--every", "--size", out, "--device x", "--data nowhere", "--encoder bogus"]
 
 
 class TestLoad:

@@ -102,6 +102,16 @@ class TestEvaluate:
             run(json=tmp_path / "result.json", **changes)
         assert not list(tmp_path.iterdir())
 
+    def test_all_of_it_at_once(self, tmp_path):
+        with pytest.raises(UserError) as caught:
+            run(json=tmp_path, labels=2.0, steps=0, data="nowhere", preset="tinny", encoder="bogus")
+        starts = [line.split(":")[0] for line in str(caught.value).splitlines()]
+        assert starts == [f"--json {tmp_path}", "--labels", "--steps", "--data nowhere", "tasks", "--encoder bogus"]
+
+    def test_a_seed_that_would_be_ignored(self):
+        with pytest.raises(UserError, match=r"--train\.seed: a probe has one seed; give --seed"):
+            run(train_options={"seed": 3})
+
     def test_a_result_that_cannot_be_written_is_told_before_the_work(self, tmp_path, monkeypatch):
         monkeypatch.setattr("splatlearn.tasks.evaluation.find_encoder", None)
         with pytest.raises(UserError, match=r"--json .*: this is a folder; name a file"):

@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from splatlearn import registry
-from splatlearn.cli import main, parse
+from splatlearn.arguments import parse
+from splatlearn.cli import main
 from splatlearn.data.scene import Scene, Source
 from splatlearn.encoders.base import PointEncoder
 from splatlearn.engine.checkpoint import load_encoder
@@ -194,6 +195,17 @@ def test_bad_settings_leave_nothing_behind(recipe, tmp_path, capsys, words, mess
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "words"), [("nope", []), ("gs3", ["--preset", "huge"])])
+def test_everything_that_is_wrong_is_told_at_once(name, words, capsys):
+    rest = ["--encoder", "bogus", "--data", "nowhere", "--steps", "0", "--run", "x", "--train.lr", "3"]
+    assert main(["pretrain", name, *words, *rest]) == 2
+    first, *lines = capsys.readouterr().err.splitlines()
+    starts = [line.split(":")[0].strip() for line in lines]
+    wrong = "--preset huge" if words else "recipes"
+    assert first == "splatlearn: error: "
+    assert starts == [wrong, "--steps", "--encoder bogus", "--data nowhere", "--train.lr"]
 
 
 def test_a_run_without_a_checkpoint_is_no_encoder(finished, tmp_path, capsys):

@@ -16,7 +16,7 @@ import numpy as np
 from splatlearn.data.frame_filter import rigid
 from splatlearn.data.imagery import UnreadableImage, probe
 from splatlearn.data.lenses import Lens
-from splatlearn.data.scene import Skipped
+from splatlearn.data.scene import Skipped, reasons
 from splatlearn.errors import BadData
 
 Size = tuple[int, int]
@@ -286,13 +286,8 @@ def _parts(name: str) -> list[str]:
 def _require_two(capture: Capture, total: int, kept: list[Usable], skipped: list[Skipped]) -> None:
     if len(kept) >= 2:
         return
-    reasons: dict[str, list[str]] = {}
-    for name, reason in skipped:
-        reasons.setdefault(reason, []).append(name)
-    common = sorted(reasons.items(), key=lambda item: -len(item[1]))[:4]
-    why = "; ".join(f"{len(names)} x {reason} (first: {names[0]})" for reason, names in common)
-    advice = ""
-    if any("the file is missing" in reason for reason in reasons):
+    why, advice = reasons(skipped), ""
+    if any("the file is missing" in photo.reason for photo in skipped):
         advice = "; --data.images FOLDER names the folder that the photographs are in"
     raise BadData(
         f"{capture.folder}: at least 2 usable photographs expected, got {len(kept)} of {total}"

@@ -14,7 +14,7 @@ import numpy as np
 
 from splatlearn.data.imagery import UnreadableImage, probe, read_depth
 from splatlearn.data.recordings import Entry, Listing, read_matrix
-from splatlearn.data.scene import Skipped
+from splatlearn.data.scene import Skipped, reasons
 from splatlearn.errors import BadData
 
 Size = tuple[int, int]
@@ -200,11 +200,8 @@ def _check_sizes(folder: Path, frame: FrameFiles, listing: Listing) -> None:
 def _require_two(folder: Path, total: int, frames: list[FrameFiles], skipped: list[Skipped]) -> None:
     if len(frames) >= 2:
         return
-    reasons = Counter(s.reason for s in skipped)
-    first = {reason: next(s.name for s in skipped if s.reason == reason) for reason in reasons}
-    why = "; ".join(f"{count} x {reason} (first: {first[reason]})" for reason, count in reasons.most_common(4))
-    advice = ""
-    if "no pose" in reasons:
+    why, advice = reasons(skipped), ""
+    if any(frame.reason == "no pose" for frame in skipped):
         advice = "; every image needs its 4x4 camera-to-world pose in metres beside it"
     raise BadData(
         f"{folder}: at least 2 usable frames expected, got {len(frames)} of {total}"

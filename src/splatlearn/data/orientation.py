@@ -4,11 +4,11 @@ Legend: K frames, H W pixels. Metres; "source" is the recording's own world. Pla
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from splatlearn.data.scene import Rejected
+from splatlearn.data.scene import Certainty, Rejected
 
 FACING = 35.0
 """Degrees around the cameras' mean up axis in which normals may vote; hand-held cameras pitch about that much."""
@@ -34,6 +34,42 @@ class Orientation(NamedTuple):
     world_from_source: np.ndarray
     up: np.ndarray
     text: str
+
+
+class World(NamedTuple):
+    """The world that a recording's scene lives in.
+
+    Args:
+        from_source: (4 4) float64 rigid, from the recording's own world.
+        up: whether its +z is up.
+        note: what was found, for people; empty where nothing was looked for.
+    """
+
+    from_source: np.ndarray
+    up: Certainty
+    note: str
+
+
+def find_world(
+    wish: Literal["known", "unknown", "estimate"] | np.ndarray,
+    poses: np.ndarray,
+    grids: Callable[[], Sequence[np.ndarray]],
+) -> World:
+    """The world as a reader's option `up` wishes it.
+
+    Args:
+        wish: `known` and `unknown` leave the world as it is, `estimate` and (3) up in the source turn it.
+        poses: (K 4 4) camera-to-world of all cameras, source, OpenCV axes.
+        grids: gives those of `estimate_orientation`; asked where they are needed.
+    """
+    if not isinstance(wish, np.ndarray) and wish != "estimate":
+        return World(np.eye(4), wish, "")
+    given = wish if isinstance(wish, np.ndarray) else None
+    found = estimate_orientation(poses, grids(), given)
+    if found is None:
+        text = "up could not be estimated: the cameras share no down axis; give --data.up x,y,z"
+        return World(np.eye(4), "unknown", text)
+    return World(found.world_from_source, "estimated" if given is None else "known", found.text)
 
 
 def glance(
@@ -113,8 +149,8 @@ def rotation_to_z(up: np.ndarray) -> np.ndarray:
     return np.eye(3) + cross + cross @ cross / (1 + z)
 
 
-def parse_up(up: str | Sequence[float]) -> str | np.ndarray:
-    """A keyword, or the unit vector.
+def parse_up(up: str | Sequence[float]) -> Any:
+    """A keyword (`auto`, `estimate`, `known` or `unknown`), or the unit vector, (3) float64.
 
     Raises:
         ValueError: neither.

@@ -23,8 +23,8 @@ from splatlearn.data.captures import Capture, CloudFile, Usable, by, usable_phot
 from splatlearn.data.folders import GLANCE, walk
 from splatlearn.data.imagery import UnreadableImage, gather_depth, read_color, read_depth, resample_indices
 from splatlearn.data.lenses import reading_size, undistort, undistort_depth
-from splatlearn.data.orientation import estimate_orientation, glance, parse_up
-from splatlearn.data.scene import Reader, Rejected, Scene, Skipped
+from splatlearn.data.orientation import find_world, glance, parse_up
+from splatlearn.data.scene import Reader, Rejected, Scene, Skipped, reasons
 from splatlearn.errors import BadData, MissingData, UserError
 from splatlearn.ply import PlyFile, columns_of
 from splatlearn.registry import readers
@@ -94,14 +94,16 @@ class PhotoScene(Scene):
         self._table, self.skipped = usable_photos(
             capture, stride=config.stride, most=config.max_frames, depth=config.depth == "auto"
         )
+        if self.skipped:
+            log.warning("%s: %d photographs are left out: %s", name, len(self.skipped), reasons(self.skipped))
         self.metric = "unknown" if config.scale is None else "known"
         unit = config.scale or 1.0
         self._unit, self._depth_scale = unit, config.depth_scale or capture.depth_scale
         self._max_depth = config.max_depth or np.inf
         for text in capture.notes:
-            self._note(text, logging.WARNING)
+            self.note(text, logging.WARNING)
         for text in self._remarks(config):
-            self._note(text)
+            self.note(text)
         self._intrinsics = self._table.intrinsics()
         self._set_world(config, np.diag([unit, unit, unit, 1.0]))
 
@@ -220,28 +222,17 @@ class PhotoScene(Scene):
         return remarks
 
     def _set_world(self, config: PhotosConfig, scaled: np.ndarray) -> None:
-        self.world_from_source = scaled
-        wish = parse_up(config.up)
-        if isinstance(wish, str) and wish in ("known", "unknown"):
-            self.up = "known" if wish == "known" else "unknown"
-            return
         poses = np.stack([photo.pose for photo in self._table.photos])
         poses[:, :3, 3] *= scaled[0, 0]
-        grids = glance(poses, self._intrinsics, self._table.size, self.depth) if self._table.has_depth else []
-        found = estimate_orientation(poses, grids, None if isinstance(wish, str) else wish)
-        if found is None:
-            self.up = "unknown"
-            self._note(
-                "up could not be estimated: the cameras share no down axis; give --data.up x,y,z", logging.WARNING
-            )
-            return
-        self.up = "estimated" if isinstance(wish, str) else "known"
-        self.world_from_source = found.world_from_source @ scaled
-        self._note(found.text)
+        wish = "estimate" if config.up == "auto" else parse_up(config.up)
+        world = find_world(wish, poses, lambda: self._glance(poses))
+        self.world_from_source, self.up = world.from_source @ scaled, world.up
+        if world.note:
+            self.note(world.note, logging.WARNING if self.up == "unknown" else logging.INFO)
 
-    def _note(self, text: str, level: int = logging.INFO) -> None:
-        self.notes = (*self.notes, text)
-        log.log(level, "%s: %s", self.name, text)
+    def _glance(self, poses: np.ndarray) -> list[np.ndarray]:
+        """Grids for `estimate_orientation`; none without depth."""
+        return glance(poses, self._intrinsics, self._table.size, self.depth) if self._table.has_depth else []
 
 
 @readers.register("photos", PhotosConfig, presets={"default": {}, "tiny": {"max_frames": 30}})

@@ -24,14 +24,14 @@ from splatlearn.data.imagery import (
     read_depth,
     resample_indices,
 )
-from splatlearn.data.orientation import estimate_orientation, glance, parse_up
+from splatlearn.data.orientation import find_world, glance, parse_up
 from splatlearn.data.recordings import (
     LAYOUTS,
     Listing,
     check_intrinsics,
     find_recordings,
 )
-from splatlearn.data.scene import Certainty, Reader, Rejected, Scene, Skipped
+from splatlearn.data.scene import Reader, Rejected, Scene, Skipped, reasons
 from splatlearn.errors import BadData, UserError
 from splatlearn.registry import readers
 from splatlearn.structures import Cameras, Frames
@@ -73,7 +73,7 @@ class RgbdConfig:
             raise ValueError(f"stride >= 1 and max_frames >= 2 expected, got {self.stride} and {self.max_frames}")
         for name in ("depth_scale", "max_depth"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < np.inf:
                 raise ValueError(f"{name}: above zero, or none, expected, got {value}")
 
 
@@ -98,10 +98,14 @@ class RgbdScene(Scene):
         entries = listing.entries[:: config.stride][: config.max_frames]
         self._depth_scale = listing.depth_scale if config.depth_scale is None else config.depth_scale
         self._table, self.skipped = usable_frames(folder, entries, listing, self._depth_scale)
+        if self.skipped:
+            log.warning(
+                "%s: %d of %d frames are left out: %s", name, len(self.skipped), len(entries), reasons(self.skipped)
+            )
         self._size, self._depth_size = self._table.color_size, self._table.depth_size
         self._max_depth = config.max_depth or np.inf
         for text in listing.notes:
-            self._note(text)
+            self.note(text, logging.WARNING)
         self._set_intrinsics(listing, config)
         self._set_world(listing, config)
 
@@ -173,28 +177,13 @@ class RgbdScene(Scene):
             self._depth_intrinsics = self._intrinsics * ratio[:, None]
 
     def _set_world(self, listing: Listing, config: RgbdConfig) -> None:
-        self.world_from_source = np.eye(4)
-        wish = parse_up(config.up)
-        if isinstance(wish, str):
-            wish = ("known" if listing.z_up else "estimate") if wish == "auto" else wish
-        if isinstance(wish, str) and wish != "estimate":
-            self.up = "known" if wish == "known" else "unknown"
-            return
         poses = self._table.poses
         intrinsics = np.broadcast_to(self._intrinsics, (len(poses), 3, 3))
-        grids = glance(poses, intrinsics, self._size, self.depth)
-        found = estimate_orientation(poses, grids, None if isinstance(wish, str) else wish)
-        certainty: Certainty = "estimated" if isinstance(wish, str) else "known"
-        self.up = "unknown" if found is None else certainty
-        if found is None:
-            self._note("up could not be estimated: the cameras share no down axis; give --data.up x,y,z")
-            return
-        self.world_from_source = found.world_from_source
-        self._note(found.text, logging.INFO)
-
-    def _note(self, text: str, level: int = logging.WARNING) -> None:
-        self.notes = (*self.notes, text)
-        log.log(level, "%s: %s", self.name, text)
+        wish = ("known" if listing.z_up else "estimate") if config.up == "auto" else parse_up(config.up)
+        world = find_world(wish, poses, lambda: glance(poses, intrinsics, self._size, self.depth))
+        self.world_from_source, self.up = world.from_source, world.up
+        if world.note:
+            self.note(world.note, logging.WARNING if self.up == "unknown" else logging.INFO)
 
 
 @readers.register("rgbd", RgbdConfig, presets={"default": {}, "tiny": {"max_frames": 30}})

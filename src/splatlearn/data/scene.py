@@ -5,7 +5,7 @@ Legend: V views, H W pixels. Metres, world, +z up. An image size is (width, heig
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +48,20 @@ class Skipped(NamedTuple):
     reason: str
 
 
+def reasons(skipped: Iterable[Skipped], most: int = 4) -> str:
+    """`12 x no pose (first: frame-000000); ...`: the commonest reasons, each with its count and the first name.
+
+    Args:
+        skipped: what was left out.
+        most: reasons that are named.
+    """
+    names: dict[str, list[str]] = {}
+    for name, reason in skipped:
+        names.setdefault(reason, []).append(name)
+    commonest = sorted(names.items(), key=lambda item: -len(item[1]))[:most]
+    return "; ".join(f"{len(of)} x {reason} (first: {of[0]})" for reason, of in commonest)
+
+
 class Scene(ABC):
     """A recording, scan, splat scene, object or photograph on disk: lazy, picklable, knows no recipe.
 
@@ -68,6 +82,11 @@ class Scene(ABC):
     split: str = ""
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def note(self, text: str, level: int = logging.INFO) -> None:
+        """Adds to `notes`, and tells the log."""
+        self.notes = (*self.notes, text)
+        log.log(level, "%s: %s", self.name, text)
 
     @property
     def cameras(self) -> Cameras:

@@ -5,7 +5,7 @@ integers. Sources: nerfstudio's page "Data conventions" and its dataparser, inst
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite, tan
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,7 @@ def _photo(folder: Path, table: Mapping[str, Any], frame: Mapping[str, Any], ima
     name = frame.get("file_path")
     if not isinstance(name, str) or not name:
         raise _Wrong("no file_path")
-    color = inside(folder, _moved(name, images))
-    color = _with_suffix(folder, color) if color else None
+    listed, color = (_with_suffix(folder, inside(folder, n)) for n in (name, _moved(name, images)))
     depth = frame.get("depth_file_path", frame.get("depth_path", ""))
     if not isinstance(depth, str):
         raise _Wrong(f"depth_file_path: a name expected, got {shown(depth)}")
@@ -115,7 +114,7 @@ def _photo(folder: Path, table: Mapping[str, Any], frame: Mapping[str, Any], ima
         color=color,
         depth=inside(folder, depth) if depth else "",
         pose=_pose(frame.get("transform_matrix"), float(table.get("applied_scale", 1.0))),
-        lens=_lens(folder, table, frame, color),
+        lens=_lens({**table, **frame}, [folder / n for n in dict.fromkeys((listed, color)) if n]),
         split=split,
     )
 
@@ -128,9 +127,9 @@ def _moved(name: str, images: str) -> str:
     return str(Path(images, *(parts[1:] if len(parts) > 1 else parts)))
 
 
-def _with_suffix(folder: Path, color: str) -> str:
+def _with_suffix(folder: Path, color: str | None) -> str | None:
     """The synthetic scenes leave the suffix out."""
-    if (folder / color).is_file():
+    if color is None or (folder / color).is_file():
         return color
     return next((color + suffix for suffix in COLOR_SUFFIXES if (folder / (color + suffix)).is_file()), color)
 
@@ -152,16 +151,24 @@ def _pose(value: Any, applied_scale: float) -> np.ndarray | str:
         return matrix @ _OPENGL
 
 
-def _lens(folder: Path, table: Mapping[str, Any], frame: Mapping[str, Any], color: str | None) -> Lens | str:
-    """Each value is the frame's own, else the table's."""
-    values = {**table, **frame}
+def _lens(values: Mapping[str, Any], photographs: Sequence[Path]) -> Lens | str:
+    """The lens of a frame.
+
+    Args:
+        values: each the frame's own, else the table's.
+        photographs: as the table names it, then as it is read; the first that is there has the size that the values
+            belong to, unless they say one.
+    """
     try:
         width, height = _number(values, "w", 0), _number(values, "h", 0)
         if not (isfinite(width) and isfinite(height)):
             return "camera: w, h: pixels expected"
         size = int(width), int(height)
-        if 0 in size and not {"w", "h"} & set(values) and color:
-            size = probe(folder / color)
+        if 0 in size and not {"w", "h"} & set(values) and photographs:
+            there = next((path for path in photographs if path.is_file()), photographs[-1])
+            if there != photographs[0] and {"fl_x", "fl_y", "cx", "cy"} & set(values):
+                return "camera: no w and h, and the listed photograph, whose pixels fl_x and cx count, is not there"
+            size = probe(there)
         fx, fy = (_focal(values, axis, size[i]) for i, axis in enumerate("xy"))
         if fx is None and fy is None:
             return "camera: no focal length (fl_x in pixels, or camera_angle_x)"

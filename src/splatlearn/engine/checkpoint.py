@@ -337,9 +337,13 @@ def load_encoder(run: Path) -> Encoder:
     description, weights = folder / "encoder.json", folder / "encoder.safetensors"
     if not (description.is_file() and weights.is_file()):
         raise UserError(f"--encoder {run}: no encoder here: no checkpoint of a recipe, and no {weights.name}")
-    facts = json.loads(description.read_text())
-    encoder: Encoder = registry.encoders.create(facts["name"], facts["options"])
-    encoder.name = facts["name"]
+    try:
+        facts = json.loads(description.read_text())
+        name, options = str(facts["name"]), dict(facts["options"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadData(f"{description}: not the description of an encoder ({error!r})") from error
+    encoder: Encoder = registry.encoders.create(name, options)
+    encoder.name = name
     load_weights(encoder, weights)
     return encoder.eval()
 

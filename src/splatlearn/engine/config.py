@@ -1,13 +1,21 @@
 """Settings of the loop; light to import, so that the command line can list them."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from splatlearn.errors import ConfigError
 
 RESULT_FREE = ("workers", "checkpoint_every", "keep", "evaluate_every", "tensorboard", "wandb")
 """Settings that may change when a run is continued, since no loss and no weight depends on them."""
+ONLY_WITH = {
+    **dict.fromkeys(("momentum", "nesterov"), ("optimizer", ("sgd",))),
+    **dict.fromkeys(("betas", "epsilon"), ("optimizer", ("adam", "adamw"))),
+    "min_learning_rate": ("schedule", ("cosine",)),
+    **dict.fromkeys(("start_divisor", "final_divisor"), ("schedule", ("one-cycle",))),
+    **dict.fromkeys(("milestones", "milestone_factor"), ("schedule", ("step",))),
+}
+"""Setting -> the other setting, and the values of it, that it belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +130,18 @@ class TrainConfig:
         if any(not 0 < factor < math.inf for factor in self.decays.values()):
             wrong.append(("decays", self.decays, "factors above 0 are needed"))
         return wrong
+
+    def idle(self) -> list[str]:
+        """What to tell of settings that were changed and have no effect beside the others."""
+        changed = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        told = [
+            f"--train.{name} {changed[name]} has no effect: it is of {choice} {' or '.join(values)}"
+            for name, (choice, values) in ONLY_WITH.items()
+            if name in changed and getattr(self, choice) not in values
+        ]
+        if "epochs" in changed and self.steps:
+            told.append(f"--train.epochs {self.epochs:g} has no effect: --train.steps {self.steps} says how long")
+        return told
 
     def total_steps(self, scenes: int) -> int:
         """Steps of a run over `scenes` training scenes."""

@@ -122,6 +122,9 @@ def train(
     folder = RunFolder(Path(run).expanduser(), {**(settings or {}), "train": to_options(config)})
     folder.check(resume)
     fabric = launch(config)
+    if fabric.is_global_zero:
+        for told in config.idle():
+            warnings.warn(told, stacklevel=2)
     with deterministic(config.deterministic), Termination() as termination:
         return _Run(trainable, config, folder, fabric, show, termination).complete()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ def check(
     """Counts, sizes, units, axes, up, depth, missing fields, broken files: read everything before any training.
 
     Every image is decoded and every cloud is read, so that broken files show now and not in the middle of a run.
+    Progress is shown.
 
     Args:
         data: a world's name, or a folder or file.
@@ -43,18 +46,26 @@ def check(
         The report.
 
     Raises:
-        UserError: the data cannot be used at all, or the report cannot be written; the message says why.
+        UserError: the data cannot be used at all, clouds are damaged (all of them are named), or the report cannot be
+            written; the message says why.
     """
+    from splatlearn.data.progress import progress
     from splatlearn.data.scene import Source
-    from splatlearn.errors import BadData, ConfigError
+    from splatlearn.errors import BadData, Problems
 
-    if gap < 1:
-        raise ConfigError(f"--gap: 1 or more is needed, got {gap}")
-    check_size(size)
-    json = output_file(json, "--json") if json is not None else None
-    source = Source(name=data, options=data_options or {})
+    source, problems = Source(name=data, options=data_options or {}), Problems()
+    problems.require(gap >= 1, f"--gap: 1 or more is needed, got {gap}")
+    problems.catch(lambda: check_size(size))
+    file = None if json is None else problems.catch(lambda: output_file(json, "--json"))
+    problems.catch(source.reader)
+    problems.tell()
     reader, scenes = source.reader(), source.scenes()
-    reports = tuple(_check_scene(scene, size, gap, len(reader.classes)) for scene in scenes)
+    with progress(f"checking {data}", sum(1 + len(scene.cameras) for scene in scenes)) as tell:
+        numbers, classes = itertools.count(1), len(reader.classes)
+        look = functools.partial(_check_scene, size=size, gap=gap, classes=classes, tick=lambda: tell(next(numbers)))
+        looked = [problems.catch(functools.partial(look, scene)) for scene in scenes]
+    problems.tell()
+    reports = tuple(filter(None, looked))
     if not any(report.views or report.points for report in reports):
         reasons = Counter(reason for report in reports for reason in report.skipped)
         why = "; ".join(reason for reason, _ in reasons.most_common(4)) or "neither two views nor a cloud"
@@ -67,15 +78,17 @@ def check(
         scenes=reports,
         skipped=_by_reason(reader.skipped),
     )
-    if json is not None:
-        _write(json, report)
+    if file is not None:
+        _write(file, report)
     return report
 
 
-def _check_scene(scene: Scene, size: tuple[int, int], gap: int, classes: int) -> SceneReport:
+def _check_scene(scene: Scene, size: tuple[int, int], gap: int, classes: int, tick: Callable[[], None]) -> SceneReport:
+    """What a scene holds; `tick` is called for each view and for the cloud."""
     broken: list[tuple[str, str]] = []
-    views = _check_views(scene, size, gap, broken) if len(scene.cameras) else None
+    views = _check_views(scene, size, gap, broken, tick) if len(scene.cameras) else None
     points = _check_points(scene)
+    tick()
     return SceneReport(
         name=scene.name,
         split=scene.split,
@@ -89,11 +102,13 @@ def _check_scene(scene: Scene, size: tuple[int, int], gap: int, classes: int) ->
     )
 
 
-def _check_views(scene: Scene, size: tuple[int, int], gap: int, broken: list[tuple[str, str]]) -> ViewsReport | None:
+def _check_views(
+    scene: Scene, size: tuple[int, int], gap: int, broken: list[tuple[str, str]], tick: Callable[[], None]
+) -> ViewsReport | None:
     import numpy as np
 
     cameras = scene.cameras
-    depths = _sample_depth(scene, size, broken)
+    depths = _sample_depth(scene, size, broken, tick)
     if len(depths) < 2:
         return None
     sample = np.concatenate([depth for depth in depths.values() if depth is not None] or [[]])
@@ -113,7 +128,9 @@ def _check_views(scene: Scene, size: tuple[int, int], gap: int, broken: list[tup
     )
 
 
-def _sample_depth(scene: Scene, size: tuple[int, int], broken: list[tuple[str, str]]) -> dict[int, Any]:
+def _sample_depth(
+    scene: Scene, size: tuple[int, int], broken: list[tuple[str, str]], tick: Callable[[], None]
+) -> dict[int, Any]:
     """Decodes every view: view -> some of its depth, metres, or None; what cannot be decoded is added to `broken`."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -127,8 +144,11 @@ def _sample_depth(scene: Scene, size: tuple[int, int], broken: list[tuple[str, s
         return frames["depth"].numpy().ravel()[::_PIXEL_STEP].copy() if "depth" in frames else None
 
     # Decoding leaves Python's lock, so threads help; eight keep a slow disk busy.
+    read_views = []
     with ThreadPoolExecutor(8) as pool:
-        read_views = list(pool.map(read, range(len(scene.cameras))))
+        for found in pool.map(read, range(len(scene.cameras))):
+            read_views.append(found)
+            tick()
     for error in read_views:
         if isinstance(error, Rejected):
             name, _, reason = error.detail.removeprefix(f"{scene.name}: ").partition(": ")

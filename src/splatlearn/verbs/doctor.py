@@ -160,12 +160,12 @@ def _torch_cuda() -> str:
 
 
 def _folders() -> Rows:
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE", Path(os.environ.get("HF_HOME", cache / "huggingface")) / "hub"))
     beside = Path(__file__).parents[1] / "splatting" / "kernels"
     compiled = beside / "__pycache__" if os.access(beside, os.W_OK) else cache / "splatlearn" / "kernels"
     return [
-        ("worlds", _folder(Path(os.environ.get("SPLATLEARN_CACHE", cache / "splatlearn")))),
+        ("worlds", _folder(Path(os.environ.get("SPLATLEARN_CACHE") or cache / "splatlearn").expanduser())),
         ("model weights", _folder(hub)),
         ("compiled kernels", _folder(Path(os.environ.get("NUMBA_CACHE_DIR", compiled)))),
         ("temporary files", _folder(Path(tempfile.gettempdir()))),

@@ -90,16 +90,20 @@ def encode(
     """
     from splatlearn.data.scene import Source
     from splatlearn.engine.checkpoint import replace_file
-    from splatlearn.errors import BadData, ConfigError
+    from splatlearn.errors import BadData, Problems
     from splatlearn.tasks.base import check_inputs, pick_device, resolve_encoder
 
-    if every < 1:
-        raise ConfigError(f"--every: 1 or more is needed, got {every}")
+    source, out, problems = Source(name=data, options=dict(data_options or {})), Path(out).expanduser(), Problems()
+    problems.require(every >= 1, f"--every: 1 or more is needed, got {every}")
     if size is not None:
-        check_size(size)
-    out = Path(out).expanduser()
-    scenes = Source(name=data, options=dict(data_options or {})).scenes()
-    parts = [_survey(scene, size, every) for scene in scenes]
+        problems.catch(lambda: check_size(size))
+    problems.require(not out.is_file(), f"--out {out}: this is a file; name a folder")
+    problems.catch(lambda: pick_device(device))
+    problems.catch(source.reader)
+    if problems:
+        problems.catch(lambda: resolve_encoder(encoder, encoder_options))
+    problems.tell()
+    parts = [_survey(scene, size, every) for scene in source.scenes()]
     usable = [(part.jobs[0], part.channels) for part in parts if part.channels is not None]
     if not usable:
         raise BadData(f"--data {data}: nothing can be read: {'; '.join(part.problem for part in parts[:4])}")
@@ -268,8 +272,6 @@ def _output_names(jobs: list[_Job], suffix: str, out: Path) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"encode: several clouds would be written to {', '.join(twice[:5])}")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: this is a file; name a folder")
     there = [name for name in [*names, MANIFEST] if (out / name).exists()]
     if there:
         shown = ", ".join(there[:5]) + (f" and {len(there) - 5} more" if len(there) > 5 else "")

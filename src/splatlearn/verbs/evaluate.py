@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from splatlearn.verbs import output_file
 
 if TYPE_CHECKING:
+    from splatlearn.errors import Problems
     from splatlearn.tasks.controls import Comparison
-    from splatlearn.tasks.evaluation import Evaluation
+    from splatlearn.tasks.evaluation import Evaluation, Trial
 
 Options = Mapping[str, Any]
 
@@ -58,14 +59,22 @@ def evaluate(
             that cannot be written.
     """
     from splatlearn.engine.runtime import is_main
+    from splatlearn.errors import Problems
+    from splatlearn.tasks.base import resolve_encoder
     from splatlearn.tasks.evaluation import find_encoder, run_probe
 
-    json = output_file(json, "--json") if json is not None else None
-    trial = _trial(task, preset, data, data_options, task_options, train_options, probe, labels, steps, seed)
+    problems = Problems()
+    file = None if json is None else problems.catch(lambda: output_file(json, "--json"))
+    trial = _trial(
+        task, preset, data, data_options, task_options, train_options, probe, labels, steps, seed, problems=problems
+    )
+    if problems:
+        problems.catch(lambda: resolve_encoder(encoder, encoder_options))
+    problems.tell()
     resolved = find_encoder(trial, encoder, encoder_options)
     result = run_probe(trial, resolved, encoder, run=run, show=True, encoder_options=encoder_options)
-    if json is not None and is_main():
-        result.write(json)
+    if file is not None and is_main():
+        result.write(file)
     return result
 
 
@@ -107,10 +116,13 @@ def evaluate_table(
     Raises:
         UserError: as `evaluate`; runs of different encoders.
     """
+    from splatlearn.errors import Problems
     from splatlearn.tasks.controls import compare_with_controls
 
-    json = output_file(json, "json") if json is not None else None
-    trial = _trial(task, preset, data, data_options, task_options, train_options, seed=seed)
+    problems = Problems()
+    file = None if json is None else problems.catch(lambda: output_file(json, "json"))
+    trial = _trial(task, preset, data, data_options, task_options, train_options, seed=seed, problems=problems)
+    problems.tell()
     runs = [run] if isinstance(run, str | Path) else run
     table = compare_with_controls(
         trial,
@@ -121,8 +133,8 @@ def evaluate_table(
         finetune_seeds=finetune_seeds,
         tell=tell,
     )
-    if json is not None:
-        table.write(json)
+    if file is not None:
+        table.write(file)
     return table
 
 
@@ -137,16 +149,17 @@ def _trial(
     labels: float = 1.0,
     steps: int | None = None,
     seed: int = 0,
-) -> Any:
+    *,
+    problems: "Problems",
+) -> "Trial":
+    """The trial; what is wrong with it goes to `problems`."""
     from splatlearn.data.scene import Source
-    from splatlearn.errors import ConfigError
     from splatlearn.tasks.evaluation import Trial
 
-    if not 0 < labels <= 1:
-        raise ConfigError(f"--labels: a share in (0, 1] is needed, got {labels}")
-    if steps is not None and steps < 1:
-        raise ConfigError(f"--steps: 1 or more is needed, got {steps}")
-    return Trial(
+    problems.require(0 < labels <= 1, f"--labels: a share in (0, 1] is needed, got {labels}")
+    problems.require(steps is None or steps >= 1, f"--steps: 1 or more is needed, got {steps}")
+    problems.require("seed" not in (train_options or {}), "--train.seed: a probe has one seed; give --seed")
+    trial = Trial(
         task=f"{task.partition('.')[0]}.{task.partition('.')[2] or preset}",
         source=Source(name=data, options=dict(data_options or {})),
         probe=probe,
@@ -156,3 +169,6 @@ def _trial(
         task_options=dict(task_options or {}),
         train_options=dict(train_options or {}),
     )
+    problems.catch(trial.source.reader)
+    problems.catch(trial.training)
+    return trial

@@ -1,10 +1,10 @@
 """`pretrain`: a recipe, an encoder and data, checked together and trained."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from splatlearn.data.scene import Source
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from splatlearn.engine.loop import Summary
     from splatlearn.engine.trainable import Recipe
 
-T = TypeVar("T")
 Options = Mapping[str, Any]
 
 
@@ -170,34 +169,35 @@ def plan(
     """Checks a combination and resolves every setting; the arguments are those of `pretrain`.
 
     Raises:
-        ConfigError: everything that is wrong, in one message.
+        UserError: everything that is wrong, in one message.
     """
     from splatlearn import registry
     from splatlearn.config import configure, merge, to_options
     from splatlearn.data.scene import Source
     from splatlearn.engine.config import TrainConfig
-    from splatlearn.errors import ConfigError
+    from splatlearn.errors import Problems
 
-    defaults, problems = read_preset(f"{recipe}.{preset}"), _Problems()
+    problems = Problems()
+    found = problems.catch(lambda: read_preset(f"{recipe}.{preset}"))
+    defaults = found or Preset()
     given = {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
-    if steps is not None and steps < 1:
-        problems.lines.append(f"--steps: 1 or more is needed, got {steps}")
+    problems.require(steps is None or steps >= 1, f"--steps: 1 or more is needed, got {steps}")
     train = merge(merge(defaults.train, train_options or {}), given)
-    name = problems.catch(lambda: pick_encoder(encoder, defaults.encoders)) or ""
+    name = problems.catch(lambda: pick_encoder(encoder, defaults.encoders)) if encoder or found else None
     source = Source(
         name=data or defaults.data.name,
         options=merge({} if data else defaults.data.options, data_options or {}),
     )
-    if not source.name:
-        problems.lines.append(f"--data: preset {preset!r} of {recipe} names none; give one")
-    else:
+    if source.name:
         problems.catch(source.reader)
+    elif found:
+        problems.require(False, f"--data: preset {preset!r} of {recipe} names none; give one")
     options = merge(defaults.recipe, recipe_options or {})
     config = problems.catch(lambda: registry.recipes.config(recipe, options, where="--recipe"))
     encoder_config = problems.catch(lambda: _encoder_config(name, encoder_options)) if name else None
     train_config = problems.catch(lambda: configure(TrainConfig, train, "--train"))
-    if problems.lines or train_config is None:
-        raise ConfigError("\n".join(problems.lines))
+    problems.tell()
+    assert name is not None and train_config is not None
     settings = {
         "recipe": recipe,
         "preset": preset,
@@ -288,19 +288,3 @@ def _encoder_config(name: str, options: Options | None) -> Any:
     if options:
         raise ConfigError(f"--encoder {name}: a run's encoder takes no options, got {', '.join(options)}")
     return None
-
-
-class _Problems:
-    """Messages of user errors, gathered so that they are told together."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def catch(self, make: Callable[[], T]) -> T | None:
-        from splatlearn.errors import UserError
-
-        try:
-            return make()
-        except UserError as error:
-            self.lines.append(str(error))
-            return None

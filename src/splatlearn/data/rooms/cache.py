@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from splatlearn.data.progress import progress
 from splatlearn.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 VERSION = 5
 """Raised whenever the same settings make other bytes."""
+_LOOK = 0.5
+"""Seconds between looks at how many rooms there are."""
 LENGTH_UNIT = 0.001
 """Metres a unit of stored depths and stored cloud coordinates."""
 
@@ -62,7 +65,7 @@ def cache_root() -> Path:
 
 
 def ensure(recipe: Recipe, count: int, workers: int) -> list[Path]:
-    """The folders of rooms 0 to count - 1; missing ones are made.
+    """The folders of rooms 0 to count - 1; missing ones are made, and progress is shown.
 
     Args:
         recipe: what they follow from.
@@ -80,11 +83,18 @@ def ensure(recipe: Recipe, count: int, workers: int) -> list[Path]:
     folders = [root / f"room-{index:04d}" for index in range(count)]
     missing = [index for index in range(count) if not folders[index].is_dir()]
     share = min(workers, (len(missing) + 1) // 2)
-    if share <= 1:
-        make_rooms(recipe, root, missing)
-    else:
-        with ThreadPoolExecutor(share) as pool:
-            list(pool.map(lambda k: _in_process(recipe, root, missing[k::share]), range(share)))
+    with progress("making rooms", len(missing)) as tell:
+        if share <= 1:
+            for done, index in enumerate(missing, 1):
+                make_room(recipe, index, folders[index])
+                tell(done)
+        else:
+            with ThreadPoolExecutor(share) as pool:
+                jobs = [pool.submit(_in_process, recipe, root, missing[k::share]) for k in range(share)]
+                while wait(jobs, _LOOK).not_done:
+                    tell(sum(folders[index].is_dir() for index in missing))
+            for job in jobs:
+                job.result()
     return folders
 
 

@@ -1,8 +1,8 @@
 """What a training step of GS3 costs on this machine: seconds by part, and memory.
 
-Run: python benchmarks/gs3.py [--preset small|paper] [--encoder NAME] [--steps N] [--data NAME_OR_DIR]
+Run: python benchmarks/gs3.py [--preset small|paper] [--encoder NAME] [--steps N] [--data NAME_OR_DIR] [--workers N]
 
-One pair a step, drawn in the training process, so that `data` is what a step would wait without workers. `paper` runs
+One pair a step. `data` is what a step waits for its sample: without workers, the drawing itself. `paper` runs
 with LPIPS on random VGG16 weights, made here: they cost what published ones cost, and their values mean nothing.
 """
 
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="sparse_unet")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--data", default="rooms.demo")
+    parser.add_argument("--workers", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         options = {"lpips_weights": random_vgg(Path(folder) / "vgg.safetensors")} if given.preset == "paper" else {}
@@ -52,7 +53,7 @@ def main() -> None:
             data=given.data,
             steps=given.steps,
             recipe_options=options,
-            train_options={"batch": 1, "workers": 0, "validation_samples": 1},
+            train_options={"batch": 1, "workers": given.workers, "validation_samples": 1},
         )
         summary = train(job.build(), job.train, Path(folder) / "run", settings=job.settings)
         log = read_log(Path(folder) / "run" / "log.jsonl")[1:]
@@ -61,10 +62,10 @@ def main() -> None:
     print(
         f"\n{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
-    print("| preset | encoder | size | s a step | " + " | ".join(PARTS) + " | peak memory |")
-    print("|---|---|---|---|" + "---|" * len(PARTS) + "---|")
+    print("| preset | encoder | size | workers | s a step | " + " | ".join(PARTS) + " | peak memory |")
+    print("|---|---|---|---|---|" + "---|" * len(PARTS) + "---|")
     print(
-        f"| {given.preset} | {job.encoder} | {width}x{height} | {sum(parts.values()):.2f} | "
+        f"| {given.preset} | {job.encoder} | {width}x{height} | {given.workers} | {sum(parts.values()):.2f} | "
         + " | ".join(f"{parts[part]:.3f}" for part in PARTS)
         + f" | {summary.peak_memory_mb / 1024:.2f} GiB |"
     )

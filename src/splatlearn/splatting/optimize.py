@@ -243,14 +243,13 @@ def shared(opacities: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
     return after.to(opacities.dtype), (before / seen).to(opacities.dtype)
 
 
-def from_points(points: Points, *, opacity: float, size: float = 1.0, pixel: Tensor | None = None) -> Gaussians:
-    """Round Gaussians at points, as wide as their three nearest neighbours are far in the root mean square (3DGS).
+def from_points(points: Points, *, opacity: float) -> Gaussians:
+    """Round Gaussians at points, as wide as their three nearest neighbours are far in the root mean square (3DGS), and
+    at least a millionth of the extent.
 
     Args:
         points: one item, two points or more, with `color`; `opacity` (N 1), where there, wins over the argument.
         opacity: of all.
-        size: factor of the widths.
-        pixel: (N) metres that a pixel covers at each point, the least width; left out, a millionth of the extent.
 
     Raises:
         UserError: fewer than two points.
@@ -262,8 +261,8 @@ def from_points(points: Points, *, opacity: float, size: float = 1.0, pixel: Ten
     distances, _ = knn(xyz, (len(xyz),), xyz, (len(xyz),), 4)
     near = distances[:, 1:]
     near = torch.where(near.isfinite(), near, near[:, :1])  # fewer than four points
-    least = float((xyz.amax(0) - xyz.amin(0)).norm()) * 1e-6 + 1e-9 if pixel is None else pixel
-    widths = torch.maximum(near.square().mean(1).sqrt() * size, torch.as_tensor(least, dtype=xyz.dtype))
+    least = float((xyz.amax(0) - xyz.amin(0)).norm()) * 1e-6 + 1e-9
+    widths = near.square().mean(1).sqrt().clamp_min(least)
     given = points["opacity"].squeeze(1) if "opacity" in points else torch.full_like(widths, opacity)
     return Gaussians(
         means=xyz,

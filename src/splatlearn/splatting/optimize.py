@@ -24,8 +24,10 @@ MOST_COPIES = 51
 """Of one Gaussian at a time (MCMC code)."""
 SHARPNESS = 100.0
 """How suddenly noise ends above the opacity at which a Gaussian counts as dead (MCMC, section 3.3: k)."""
-STILL = 0.15
-"""Above this opacity the noise is below 1e-6 of its full size, and left out."""
+STILL = 0.145
+"""So far above the opacity at which a Gaussian counts as dead the noise is below 1e-6 of its size, and left out."""
+SOLID = 1 - 1e-6
+"""Greatest opacity that is shared: near 1 the terms of the sum are so large that their difference is lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +195,7 @@ class Splats(nn.Module):
             options: strength, and the opacity about which it fades.
         """
         opacities = self.opacities
-        rows = (opacities < STILL).nonzero().squeeze(1)
+        rows = (opacities < options.dead + STILL).nonzero().squeeze(1)
         if not len(rows) or not rate * options.noise:
             return
         axes = rotations(self.quaternions[rows]) * (self.log_scales[rows].exp() / self.unit)[:, None]
@@ -210,7 +212,7 @@ class Splats(nn.Module):
         chosen, copies = sources.unique(return_counts=True)
         before = self.logits[chosen].sigmoid()
         opacities, shrinking = shared(before, copies + 1)
-        self.logits[chosen] = torch.logit(opacities.clamp(dead, 1 - 1e-6))
+        self.logits[chosen] = torch.logit(opacities.clamp(dead, SOLID))
         self.log_scales[chosen] += shrinking.log()[:, None]
 
     def _forget(self, optimizer: Optimizer, rows: Tensor) -> None:
@@ -226,13 +228,13 @@ def shared(opacities: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
     The inner sums of the paper's formula are binomial coefficients of one order more (the "hockey stick").
 
     Args:
-        opacities: (M) of the one.
+        opacities: (M) of the one; above `SOLID` they count as it.
         copies: (M) int64, N, itself among them; more than 51 count as 51.
 
     Returns:
         (M) opacity of each, and (M) the factor of its scales.
     """
-    before, number = opacities.double(), copies.clamp(1, MOST_COPIES).double()
+    before, number = opacities.double().clamp(max=SOLID), copies.clamp(1, MOST_COPIES).double()
     after = 1 - (1 - before) ** (1 / number)
     order = torch.arange(1, MOST_COPIES + 1, device=opacities.device, dtype=torch.float64)
     top = number[:, None]

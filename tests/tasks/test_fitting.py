@@ -2,6 +2,8 @@
 
 import pickle
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -65,6 +67,13 @@ class Blind(Wall):
 
 def data(scene: Scene, holdout: str = "every:4", side: int = 40) -> FitData:
     return FitData(photographs=Photographs(scene, side, 100.0), holdout=holdout)
+
+
+def samples(fit: SceneFit, split: str) -> Iterator[Shots]:
+    """Every view that can be decoded."""
+    for view in fit.data.scenes(split)["all"]:
+        with suppress(Rejected):
+            yield fit.data.sample(view, np.random.default_rng(0))
 
 
 def small(**options) -> FitConfig:
@@ -318,7 +327,7 @@ class TestSteps:
     @pytest.mark.parametrize("broken", [(3,), (3, 5, 7), (0, 1)])
     def test_frames_that_cannot_be_decoded_stop_no_evaluation(self, broken):
         fit = SceneFit(small(), Wall(broken=broken), 0)
-        batches = [fit.data.sample(view, None) for view in fit.data.scenes("val")["all"] if view.view not in broken]
+        batches = list(samples(fit, "val"))
         metrics = fit.evaluate(batches)
         assert metrics["baseline/copy_nearest"] > 15
         assert any("nearest training frame" in title for title in fit.preview(batches[0]))
@@ -335,8 +344,7 @@ class TestSteps:
 
     def test_no_number_for_what_was_not_measured(self):
         fit = SceneFit(small(), Blind(), 0)
-        batches = [fit.data.sample(view, None) for view in fit.data.scenes("val")["all"]]
-        assert set(fit.evaluate(batches)) == {
+        assert set(fit.evaluate(samples(fit, "val"))) == {
             "val_psnr",
             "val_ssim",
             "baseline/copy_nearest",

@@ -183,7 +183,7 @@ def write_ply(path: Path, columns: Sequence[tuple[str, npt.NDArray[np.generic]]]
         rows[name] = values
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {count}", *lines, "end_header", ""]
     with path.open("wb") as file:
-        file.write("\n".join(header).encode("ascii"))
+        file.write("\n".join(header).encode("utf-8"))
         file.flush()
         rows.tofile(file)
 
@@ -205,7 +205,7 @@ def _read_header(file: IO[bytes], path: Path) -> tuple[str, tuple[Element, ...]]
     last: dict[str, str] = {}
     for number in range(2, _LONGEST_HEADER):
         line = file.readline(_LONGEST_LINE)
-        words = line.decode("ascii", "replace").split()
+        words = line.decode("utf-8", "replace").split()
         if not line or file.tell() > _LONGEST_HEADER:
             raise BadData(f"{path}: the header has no line 'end_header' (looked up to offset {file.tell()})")
         match words:

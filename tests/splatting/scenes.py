@@ -1,5 +1,7 @@
 """Small random scenes, and one pass through `render` with all its gradients."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -81,6 +83,11 @@ def differentiate(
         loss = loss + (layer * torch.randn(layer.shape, generator=draw, dtype=torch.float64).to(dtype)).sum()
     gradients = torch.autograd.grad(loss, list(tensors.values()))
     return rendering, dict(zip(tensors, gradients, strict=True))
+
+
+def drawn(seeds: Sequence[int]) -> Tensor:
+    """(V 3 H W) pictures of one scene a seed; a function that loader workers can be sent."""
+    return torch.cat([render(random_gaussians(100, seed=seed), random_cameras(1)).color for seed in seeds])
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

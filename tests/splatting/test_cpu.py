@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from splatlearn.splatting import RenderOptions, render
 from splatting.comparison import assert_agree
-from splatting.scenes import INPUTS, differentiate, random_cameras, random_gaussians, relative_error
+from splatting.scenes import INPUTS, differentiate, drawn, random_cameras, random_gaussians, relative_error
 
 CPU, REFERENCE = RenderOptions(backend="cpu"), RenderOptions(backend="reference")
 LAYERS = ("color", "depth", "alpha")
@@ -90,6 +91,13 @@ def test_python_threads_may_render_at_once():
     for worker in workers:
         worker.join()
     assert len(found) == 20 and all(torch.equal(color, expected) for color in found)
+
+
+def test_loader_workers_may_render():
+    """Two of them and this process at once."""
+    options = {"collate_fn": drawn, "num_workers": 2, "multiprocessing_context": "spawn"}
+    found = list(DataLoader([3, 4], **options))  # pyright: ignore[reportArgumentType]
+    assert all(torch.equal(color, drawn([seed])) for color, seed in zip(found, (3, 4), strict=True))
 
 
 def test_numba_is_imported_by_the_first_render_only():

@@ -16,6 +16,7 @@ from torch import Tensor
 from splatlearn.errors import UserError
 from splatlearn.splatting import RenderOptions, lift, render
 from splatlearn.splatting import gsplat as adapter
+from splatlearn.splatting.reference import poison
 from splatlearn.splatting.render import backend_of
 from splatlearn.structures import Gaussians
 from splatting.comparison import silhouette_band
@@ -125,6 +126,12 @@ class TestAdapter:
         cameras.intrinsics[3, 0, 0] = torch.inf
         color = render(cloud, cameras, options=GSPLAT).color  # the stand-in asserts that its inputs are finite
         assert color[[0, 1, 3]].isnan().all() and color[2].isfinite().all()
+
+    def test_inputs_are_searched_once_whatever_the_number_of_views(self, library, monkeypatch):
+        searched = []
+        monkeypatch.setattr(adapter, "poison", lambda *inputs: searched.append(len(inputs)) or poison(*inputs))
+        render(random_gaussians(20), random_cameras(3), random_features(20, 5), options=GSPLAT)
+        assert sorted(searched) == [2, 2, 2, 6]
 
     def test_lift_takes_plain_torch(self, library):
         cloud, cameras = random_gaussians(40), random_cameras(2)

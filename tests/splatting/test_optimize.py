@@ -1,6 +1,7 @@
 """Gaussians as parameters: values and gradients, relocation that keeps the picture, growth, noise, first sizes."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -118,6 +119,19 @@ class TestShared:
         assert float(found[0]) == pytest.approx(after, rel=1e-5)
         assert float(found[1]) == pytest.approx(expected, rel=1e-5)
 
+    @pytest.mark.parametrize("opacity", [1.0, 1 - 1e-6, 0.9999])
+    def test_what_is_nearly_or_wholly_opaque(self, opacity):
+        """As a sigmoid in float32 is from 17 on. Alternating terms of up to 1e14: exact fractions tell the sum."""
+        copies = torch.arange(2, MOST_COPIES + 1)
+        _, shrinking = shared(torch.full((len(copies),), opacity, dtype=torch.float64), copies)
+        for number, found in zip(copies.tolist(), shrinking.tolist()):
+            solid = min(opacity, 1 - 1e-6)
+            after = Fraction(1 - (1 - solid) ** (1 / number))
+            roots = (Fraction(math.sqrt(i)) for i in range(1, number + 1))
+            terms = (math.comb(number, i) * after**i / root for i, root in enumerate(roots, 1))
+            expected = solid / float(sum(term if i % 2 == 0 else -term for i, term in enumerate(terms)))
+            assert found == pytest.approx(expected, rel=1e-6)
+
     def test_more_copies_than_the_most(self):
         opacities = torch.tensor([0.5, 0.5])
         found = shared(opacities, torch.tensor([MOST_COPIES, 500]))
@@ -219,6 +233,17 @@ class TestNoise:
         module.shake(1e-3, ChainOptions())
         moved = (module.places != before).any(1).nonzero().squeeze(1).tolist()
         assert moved == [5, 6]
+
+    def test_it_fades_above_the_dead_wherever_these_are(self):
+        """Rows are left out only where the noise is nothing beside that of the others."""
+        for dead in (0.005, 0.1):
+            module = splats()
+            set_opacities(module, {row: dead + 0.1 + 0.002 * row for row in range(40)})
+            before = module.places.clone()
+            torch.manual_seed(0)
+            module.shake(1e-3, ChainOptions(dead=dead))
+            moved = (module.places != before).any(1).nonzero().squeeze(1).tolist()
+            assert moved == list(range(len(moved))) and 20 <= len(moved) <= 23
 
     def test_its_covariance(self):
         """The displacement of a dead Gaussian has the square of its covariance, in units of the scene."""

@@ -2,6 +2,8 @@
 
 import pickle
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from splatlearn.data.scene import Rejected, Scene
 from splatlearn.engine.trainable import Progress
 from splatlearn.errors import BadData, ConfigError, MissingData, UserError
 from splatlearn.splatting.optimize import ChainOptions
+from splatlearn.splatting.render import DEPTHS, RenderOptions
 from splatlearn.structures import Cameras, Frames, Points
 from splatlearn.tasks.fit_corrections import Corrections, exposed, moved
 from splatlearn.tasks.fit_start import start
@@ -53,8 +56,24 @@ class Wall(Scene):
         return Points(xyz=torch.from_numpy(xyz), attributes={"color": torch.rand(500, 3)})
 
 
+class Blind(Wall):
+    """A wall whose sensor measures nothing."""
+
+    def frames(self, views, size) -> Frames:
+        frames = super().frames(views, size)
+        frames["depth"].zero_()
+        return frames
+
+
 def data(scene: Scene, holdout: str = "every:4", side: int = 40) -> FitData:
     return FitData(photographs=Photographs(scene, side, 100.0), holdout=holdout)
+
+
+def samples(fit: SceneFit, split: str) -> Iterator[Shots]:
+    """Every view that can be decoded."""
+    for view in fit.data.scenes(split)["all"]:
+        with suppress(Rejected):
+            yield fit.data.sample(view, np.random.default_rng(0))
 
 
 def small(**options) -> FitConfig:
@@ -91,7 +110,8 @@ class TestHoldout:
         assert not names["train"] & names["val"]
 
     def test_nearest(self):
-        assert [data(Wall()).nearest(view, 2.0) for view in (0, 4, 8)] == [1, 3, 7]
+        assert [data(Wall()).nearest(view, 2.0)[0] for view in (0, 4, 8)] == [1, 3, 7]
+        assert data(Wall()).nearest(8, 2.0) == [7, 6, 5, 3, 2, 1]
 
 
 class TestPhotographs:
@@ -128,6 +148,17 @@ class TestPhotographs:
         assert sorted(found) == [0, 1, 2, 4, 5, 6, 7, 8]
         with pytest.raises(BadData, match=r"no frame to fit to can be read: .*wall"):
             Photographs(Wall(broken=(0, 1)), 40, 1.0).try_all([0, 1])
+
+    def test_the_first_that_can_be_decoded(self):
+        photographs = Photographs(Wall(broken=(3, 4)), 40, 1.0)
+        assert photographs.first([3, 4, 2, 1])["view"].tolist() == [2]
+        with pytest.raises(BadData, match=r"no frame to fit to can be read: .*wall"):
+            photographs.first([3, 4])
+
+    def test_too_small(self):
+        with pytest.raises(BadData, match="wall: images of 12x9 pixels are too small to fit to; 11 or more"):
+            Photographs(Wall(), 12, 1.0)
+        assert Photographs(Wall(), 15, 1.0).size == (15, 11)
 
     def test_too_few(self):
         with pytest.raises(BadData, match="wall: two posed frames or more are needed for a fit, it has 1"):
@@ -169,9 +200,14 @@ class TestStart:
         assert 2 < found.unit < 4
 
     @pytest.mark.parametrize("way", ["depth", "points"])
-    def test_what_is_not_there(self, way):
+    @pytest.mark.parametrize("scene", [Wall(depth=False), Blind()])
+    def test_what_is_not_there(self, way, scene):
         with pytest.raises(UserError, match=f"--fit.init {way}: wall has no"):
-            start(data(Wall(depth=False)), way, 300, np.random.default_rng(0))
+            start(data(scene), way, 300, np.random.default_rng(0))
+
+    def test_depth_without_a_measurement_is_none(self):
+        assert start(data(Blind()), "auto", 300, np.random.default_rng(0)).way == "random"
+        assert start(data(Blind(cloud=True)), "auto", 300, np.random.default_rng(0)).way == "points"
 
     def test_it_is_a_function_of_the_seed(self):
         first, same, other = (
@@ -287,6 +323,33 @@ class TestSteps:
             optimizer.step()
             errors.append(float(losses["l1"].detach()))
         assert min(errors[-10:]) < errors[0] / 4
+
+    @pytest.mark.parametrize("broken", [(3,), (3, 5, 7), (0, 1)])
+    def test_frames_that_cannot_be_decoded_stop_no_evaluation(self, broken):
+        fit = SceneFit(small(), Wall(broken=broken), 0)
+        batches = list(samples(fit, "val"))
+        metrics = fit.evaluate(batches)
+        assert metrics["baseline/copy_nearest"] > 15
+        assert any("nearest training frame" in title for title in fit.preview(batches[0]))
+
+    def test_depth_is_compared_once_divided_by_alpha(self):
+        batch = data(Wall())
+        frames = batch.photographs[0]
+        depths = [
+            SceneFit(small(render=RenderOptions(depth=depth)), Wall(), 0).render(frames).depth for depth in DEPTHS
+        ]
+        assert torch.equal(*depths)
+        seen = depths[0].detach()
+        assert float((seen[seen > 0] - 2).abs().max()) < 1e-3
+
+    def test_no_number_for_what_was_not_measured(self):
+        fit = SceneFit(small(), Blind(), 0)
+        assert set(fit.evaluate(samples(fit, "val"))) == {
+            "val_psnr",
+            "val_ssim",
+            "baseline/copy_nearest",
+            "baseline/mean_colour",
+        }
 
     def test_options(self):
         with pytest.raises(ConfigError, match=r"side.*got 4.*degree.*got 7.*ssim.*got 2"):

@@ -235,8 +235,13 @@ class TestManyScenes:
         with pytest.raises(ConfigError, match="--shard"):
             parse_shard(text)
 
-    def test_stopped_by_a_signal(self, tmp_path):
-        """Both processes save a checkpoint, nothing else is begun, and the runs can be continued."""
+    @pytest.mark.parametrize(
+        ("number", "everywhere", "code"),
+        [(signal.SIGTERM, False, 143), (signal.SIGINT, False, 130), (signal.SIGINT, True, 130)],
+    )
+    def test_stopped_by_a_signal(self, tmp_path, number, everywhere, code):
+        """Both processes save a checkpoint, nothing else is begun, and the runs can be continued. Ctrl-C reaches every
+        process of a terminal, which end without saving."""
         run = tmp_path / "run"
         words = [
             "fit",
@@ -251,14 +256,16 @@ class TestManyScenes:
             "2",
             *WORDS,
         ]
-        process = subprocess.Popen([sys.executable, "-m", "splatlearn", *words], stderr=subprocess.PIPE)
+        command = [sys.executable, "-m", "splatlearn", *words]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
         logs = [run / f"room-0-000{i}" / "log.jsonl" for i in range(2)]
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not all(log.exists() for log in logs) and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 143
-        for log in logs:
+        assert all(log.exists() for log in logs), "the fits did not begin"
+        (os.killpg if everywhere else os.kill)(process.pid, number)
+        assert process.wait(60) == code
+        for log in [] if everywhere else logs:
             newest = newest_checkpoint(log.parent / "checkpoints")
             assert newest is not None
             assert int(newest.name[5:]) == len(losses(log.parent))

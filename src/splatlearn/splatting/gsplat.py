@@ -27,7 +27,7 @@ from torch import Tensor
 
 from splatlearn.errors import UserError
 from splatlearn.splatting import harmonics
-from splatlearn.splatting.projection import ZERO_QUATERNION
+from splatlearn.splatting.projection import unit
 from splatlearn.splatting.reference import poison
 from splatlearn.structures import SH_C0, Cameras, Gaussians
 
@@ -137,8 +137,8 @@ def _item(item: Gaussians, features: Tensor, cameras: Cameras, options: "RenderO
     """(V H W 3 + 1 + C + 1): color, depth, features and alpha of all views of one item."""
     height, width = cameras.height, cameras.width
     inputs = (item.means, item.scales, item.quaternions, item.opacities, item.sh, features)
-    views = zip(cameras.world_to_camera, cameras.intrinsics, strict=True)
-    spoilt = [poison(*inputs) + poison(pose, intrinsics) for pose, intrinsics in views]
+    views, own = zip(cameras.world_to_camera, cameras.intrinsics, strict=True), poison(*inputs)
+    spoilt = [own + poison(pose, intrinsics) for pose, intrinsics in views]
     if not len(item) or not len(cameras):
         layers = item.means.new_zeros(len(cameras), height, width, 5 + features.shape[1])
     else:
@@ -146,7 +146,7 @@ def _item(item: Gaussians, features: Tensor, cameras: Cameras, options: "RenderO
         poses, intrinsics = _finite_cameras(cameras)
         picture, alpha = _rasterization()(
             means=means,
-            quats=_rotated(quaternions),
+            quats=unit(quaternions),  # gsplat would divide one of length zero by zero
             scales=scales,
             opacities=opacities,
             colors=_channels(means, sh, rows, poses),
@@ -185,13 +185,6 @@ def _finite_cameras(cameras: Cameras) -> tuple[Tensor, Tensor]:
     usable = (poses.isfinite().all((1, 2)) & intrinsics.isfinite().all((1, 2)))[:, None, None]
     eye = torch.eye(4, dtype=poses.dtype, device=poses.device)
     return torch.where(usable, poses, eye), torch.where(usable, intrinsics, eye[:3, :3])
-
-
-def _rotated(quaternions: Tensor) -> Tensor:
-    """(N 4) unit quaternions; one of length zero is the identity, without a gradient. gsplat would divide by zero."""
-    length = quaternions.norm(dim=1, keepdim=True)
-    identity = quaternions.new_tensor([1.0, 0.0, 0.0, 0.0])
-    return torch.nn.functional.normalize(torch.where(length > ZERO_QUATERNION, quaternions, identity), dim=1)
 
 
 def _absorbed(poses: Tensor, intrinsics: Tensor) -> Tensor:

@@ -73,7 +73,8 @@ def evaluate(sh: Tensor, directions: Tensor) -> Tensor:
         (M 3).
     """
     unit = torch.nn.functional.normalize(directions, dim=-1)
-    return torch.einsum("mk,mkc->mc", basis(unit, degree_of(sh.shape[1])), sh)
+    values = basis(unit, degree_of(sh.shape[1]))
+    return (values[:, :, None] * sh).sum(1)  # no product of matrices, which torch may be told to round on a GPU
 
 
 def colors(sh: Tensor, directions: Tensor) -> Tensor:

@@ -24,8 +24,10 @@ MOST_COPIES = 51
 """Of one Gaussian at a time (MCMC code)."""
 SHARPNESS = 100.0
 """How suddenly noise ends above the opacity at which a Gaussian counts as dead (MCMC, section 3.3: k)."""
-STILL = 0.15
-"""Above this opacity the noise is below 1e-6 of its full size, and left out."""
+STILL = 0.145
+"""So far above the opacity at which a Gaussian counts as dead the noise is below 1e-6 of its size, and left out."""
+SOLID = 1 - 1e-6
+"""Greatest opacity that is shared: near 1 the terms of the sum are so large that their difference is lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +195,7 @@ class Splats(nn.Module):
             options: strength, and the opacity about which it fades.
         """
         opacities = self.opacities
-        rows = (opacities < STILL).nonzero().squeeze(1)
+        rows = (opacities < options.dead + STILL).nonzero().squeeze(1)
         if not len(rows) or not rate * options.noise:
             return
         axes = rotations(self.quaternions[rows]) * (self.log_scales[rows].exp() / self.unit)[:, None]
@@ -210,7 +212,7 @@ class Splats(nn.Module):
         chosen, copies = sources.unique(return_counts=True)
         before = self.logits[chosen].sigmoid()
         opacities, shrinking = shared(before, copies + 1)
-        self.logits[chosen] = torch.logit(opacities.clamp(dead, 1 - 1e-6))
+        self.logits[chosen] = torch.logit(opacities.clamp(dead, SOLID))
         self.log_scales[chosen] += shrinking.log()[:, None]
 
     def _forget(self, optimizer: Optimizer, rows: Tensor) -> None:
@@ -226,13 +228,13 @@ def shared(opacities: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
     The inner sums of the paper's formula are binomial coefficients of one order more (the "hockey stick").
 
     Args:
-        opacities: (M) of the one.
+        opacities: (M) of the one; above `SOLID` they count as it.
         copies: (M) int64, N, itself among them; more than 51 count as 51.
 
     Returns:
         (M) opacity of each, and (M) the factor of its scales.
     """
-    before, number = opacities.double(), copies.clamp(1, MOST_COPIES).double()
+    before, number = opacities.double().clamp(max=SOLID), copies.clamp(1, MOST_COPIES).double()
     after = 1 - (1 - before) ** (1 / number)
     order = torch.arange(1, MOST_COPIES + 1, device=opacities.device, dtype=torch.float64)
     top = number[:, None]
@@ -243,14 +245,13 @@ def shared(opacities: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:
     return after.to(opacities.dtype), (before / seen).to(opacities.dtype)
 
 
-def from_points(points: Points, *, opacity: float, size: float = 1.0, pixel: Tensor | None = None) -> Gaussians:
-    """Round Gaussians at points, as wide as their three nearest neighbours are far in the root mean square (3DGS).
+def from_points(points: Points, *, opacity: float) -> Gaussians:
+    """Round Gaussians at points, as wide as their three nearest neighbours are far in the root mean square (3DGS), and
+    at least a millionth of the extent.
 
     Args:
         points: one item, two points or more, with `color`; `opacity` (N 1), where there, wins over the argument.
         opacity: of all.
-        size: factor of the widths.
-        pixel: (N) metres that a pixel covers at each point, the least width; left out, a millionth of the extent.
 
     Raises:
         UserError: fewer than two points.
@@ -262,8 +263,8 @@ def from_points(points: Points, *, opacity: float, size: float = 1.0, pixel: Ten
     distances, _ = knn(xyz, (len(xyz),), xyz, (len(xyz),), 4)
     near = distances[:, 1:]
     near = torch.where(near.isfinite(), near, near[:, :1])  # fewer than four points
-    least = float((xyz.amax(0) - xyz.amin(0)).norm()) * 1e-6 + 1e-9 if pixel is None else pixel
-    widths = torch.maximum(near.square().mean(1).sqrt() * size, torch.as_tensor(least, dtype=xyz.dtype))
+    least = float((xyz.amax(0) - xyz.amin(0)).norm()) * 1e-6 + 1e-9
+    widths = near.square().mean(1).sqrt().clamp_min(least)
     given = points["opacity"].squeeze(1) if "opacity" in points else torch.full_like(widths, opacity)
     return Gaussians(
         means=xyz,

@@ -48,9 +48,21 @@ class Footprints(NamedTuple):
         return (self.sharp_determinants / self.determinants).clamp_min(0).sqrt()
 
 
+def unit(quaternions: Tensor) -> Tensor:
+    """(N 4) of length 1; one shorter than `ZERO_QUATERNION` becomes the identity, without a gradient.
+
+    They are first divided by their largest component, as squares of float32 overflow from 2e19 on.
+    """
+    largest = quaternions.detach().abs().amax(-1, keepdim=True).clamp_min(ZERO_QUATERNION)
+    scaled = quaternions / largest
+    usable = scaled.detach().norm(dim=-1, keepdim=True) * largest > ZERO_QUATERNION
+    identity = quaternions.new_tensor([1.0, 0.0, 0.0, 0.0])
+    return torch.nn.functional.normalize(torch.where(usable, scaled, identity), dim=-1)
+
+
 def rotations(quaternions: Tensor) -> Tensor:
     """(N 3 3) rotation matrices of (N 4) w x y z quaternions of any length; zero gives the identity."""
-    w, x, y, z = torch.nn.functional.normalize(quaternions, dim=-1, eps=ZERO_QUATERNION).unbind(-1)
+    w, x, y, z = unit(quaternions).unbind(-1)
     rows = [
         torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
         torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], -1),

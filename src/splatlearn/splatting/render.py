@@ -194,7 +194,7 @@ def check_scene(
             )
     if not like.dtype.is_floating_point:
         raise UserError(f"render: the Gaussians are {like.dtype}, expected a floating dtype")
-    if v and bool(cameras.intrinsics.detach()[:, 0, 1].any()):
+    if v and bool((cameras.intrinsics.detach()[:, 0, 1].abs() > 0).any()):  # NaN is no skew, and spoils its view
         raise UserError("render: intrinsics with skew (entry 0, 1) are not supported; rectify the images")
     if min(cameras.width, cameras.height) < 1:
         raise UserError(f"render: the image is {cameras.width} x {cameras.height} pixels")

@@ -53,10 +53,12 @@ def start(data: FitData, way: Way, most: int, rng: np.random.Generator) -> Start
         UserError: the scene lacks what was asked for.
     """
     frames = data.photographs.try_all(data.trained)
-    has_depth = all("depth" in frame for frame in frames.values())
+    has_depth = all("depth" in frame for frame in frames.values()) and any(
+        bool(frame["depth"].any()) for frame in frames.values()
+    )
     name = data.photographs.scene.name
     if way == "depth" and not has_depth:
-        raise UserError(f"--fit.init depth: {name} has no depth; take points or random")
+        raise UserError(f"--fit.init depth: {name} has no measured depth; take points or random")
     cameras = data.photographs.cameras.rows(torch.tensor(list(frames)))
     chosen, points = way, None
     if way == "points" or (way == "auto" and not has_depth):

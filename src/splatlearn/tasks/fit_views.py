@@ -3,7 +3,7 @@
 Legend: V views, H W pixels. Metres, world.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,8 @@ from splatlearn.structures import Batch, Frames
 
 LOOK_BACK = 8
 """Without held-out views every eighth training view is looked at instead."""
+LEAST_SIDE = 11
+"""Pixels of the shorter side of an image: the window of SSIM."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +57,7 @@ class Photographs:
         size: width, height in pixels.
 
     Raises:
-        BadData: the scene has fewer than two posed frames.
+        BadData: the scene has fewer than two posed frames, or they are too small.
     """
 
     def __init__(self, scene: Scene, side: int, room: float) -> None:
@@ -65,6 +67,11 @@ class Photographs:
         native = self.cameras.width, self.cameras.height
         factor = min(1.0, side / max(native))
         self.size = max(1, round(native[0] * factor)), max(1, round(native[1] * factor))
+        if min(self.size) < LEAST_SIDE:
+            raise BadData(
+                f"{scene.name}: images of {self.size[0]}x{self.size[1]} pixels are too small to fit to; "
+                f"{LEAST_SIDE} or more on either side are needed, see --side"
+            )
         self.cameras = self.cameras.resize(*self.size)
         self.room, self._kept, self._bytes = room * 2**20, {}, 0
 
@@ -99,8 +106,25 @@ class Photographs:
             except Rejected as error:
                 problem = error
         if not found:
-            raise BadData(f"{self.scene.name}: no frame to fit to can be read: {problem}")
+            raise self._unreadable(problem)
         return found
+
+    def first(self, views: Iterable[int]) -> Frames:
+        """The first of the views that can be decoded.
+
+        Raises:
+            BadData: none can.
+        """
+        problem = None
+        for view in views:
+            try:
+                return self[view]
+            except Rejected as error:
+                problem = error
+        raise self._unreadable(problem)
+
+    def _unreadable(self, problem: Rejected | None) -> BadData:
+        return BadData(f"{self.scene.name}: no frame to fit to can be read: {problem}")
 
     def _read(self, view: int) -> tuple[Tensor, dict[str, Tensor]]:
         frames = self.scene.frames([view], self.size)
@@ -191,15 +215,9 @@ class FitData:
         assert isinstance(scene, View)
         return Shots(names=(scene.name,), frames=self.photographs[scene.view])
 
-    def nearest(self, view: int, unit: float) -> int:
-        """The training view whose camera is nearest: distance in `unit` metres plus angle in radians."""
+    def nearest(self, view: int, unit: float) -> list[int]:
+        """The training views, that of the nearest camera first: distance in `unit` metres plus angle in radians."""
         poses, others = self.photographs.cameras.camera_to_world.double(), torch.tensor(self.trained)
         away = (poses[others, :3, 3] - poses[view, :3, 3]).norm(dim=1) / unit
         cosines = (poses[others, :3, 2] @ poses[view, :3, 2]).clamp(-1, 1)
-        return self.trained[int((away + cosines.acos()).argmin())]
-
-
-def join(frames: Sequence[Frames]) -> Frames:
-    """Views as one item."""
-    packed = Frames.pack(frames)
-    return packed.regroup((len(packed),))
+        return others[(away + cosines.acos()).argsort(stable=True)].tolist()

@@ -9,7 +9,7 @@ Legend: V views, H W pixels. Metres, world.
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -83,7 +83,7 @@ class FitConfig:
         refine_poses: also learn a small motion of each camera.
         exposure: also learn a gain and an offset of each colour in each view.
         chain: relocation, growth and noise.
-        render: how Gaussians become pixels.
+        render: how Gaussians become pixels; depth is always compared `normalized`.
         room: megabytes of decoded images kept in memory.
     """
 
@@ -159,9 +159,10 @@ class SceneFit(Trainable[Shots]):
         views, cameras = frames["view"], frames.cameras
         if self.poses.active:
             cameras = moved(cameras, self.poses(views), self.splats.unit)
-        seen = render(self.splats.gaussians(degree), cameras, options=self.config.render)
+        options = replace(self.config.render, depth="normalized")
+        seen = render(self.splats.gaussians(degree), cameras, options=options)
         color = exposed(seen.color, self.exposures(views)) if self.exposures.active else seen.color
-        return seen._replace(color=color, depth=seen.depth / seen.alpha.clamp_min(1e-6))
+        return seen._replace(color=color)
 
     def forward(self, batch: Shots, progress: Progress) -> Step:
         """Photometric error, error of depth, and what keeps opacities and scales small."""
@@ -217,7 +218,7 @@ class SceneFit(Trainable[Shots]):
             for view, photograph in zip(frames["view"].tolist(), frames.images):
                 scores["mean_colour"].append(_psnr(mean.expand_as(photograph), photograph))
                 scores["copy_nearest"].append(_psnr(self._nearest(view).to(photograph), photograph))
-        means = {name: float(np.mean(values)) for name, values in scores.items()}
+        means = {name: float(np.mean(values)) for name, values in scores.items() if values}
         baselines = {f"baseline/{name}": means.pop(name) for name in ("copy_nearest", "mean_colour") if name in means}
         if self.config.holdout == "none":
             return {f"train_{name}": value for name, value in means.items()}
@@ -263,8 +264,8 @@ class SceneFit(Trainable[Shots]):
         return torch.stack(means).mean(0)[:, None, None].to(self.splats.places.device)
 
     def _nearest(self, view: int) -> Tensor:
-        """(3 H W), the photograph of the training camera that is nearest."""
-        return self.views.photographs[self.views.nearest(view, float(self.splats.unit))].images[0]
+        """(3 H W), the photograph of the nearest training camera whose frame can be decoded."""
+        return self.views.photographs.first(self.views.nearest(view, float(self.splats.unit))).images[0]
 
 
 def _psnr(picture: Tensor, target: Tensor) -> float:

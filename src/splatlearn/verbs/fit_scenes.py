@@ -204,7 +204,11 @@ def _side_by_side(plan: Plan, work: Sequence[tuple[Scene, Path]], run: Path, job
             return outcome
 
         futures: list[Future[Outcome]] = [pool.submit(one, *pair) for pair in work]
-        yield from (future.result() for future in futures)
+        try:
+            yield from (future.result() for future in futures)
+        except KeyboardInterrupt:  # leaving the pool waits for all that it was given
+            _end(stopped)
+            raise
 
 
 def _try(attempt: Callable[[int], Outcome]) -> Outcome:
@@ -239,7 +243,10 @@ def _apart(plan: Plan, scene: Scene, place: Path, number: int, threads: int, sto
     """One attempt in a process of its own, whose death is a failure of this scene alone."""
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(_attempt, plan, scene, place, number, False, threads).result()
+            future = pool.submit(_attempt, plan, scene, place, number, False, threads)
+            if stopped.is_set():  # while the process was begun
+                _end(stopped)
+            return future.result()
     except BrokenProcessPool:
         state = "stopped" if stopped.is_set() else "failed"
         error = "its process died (out of memory?)" if state == "failed" else "stopped by SIGTERM"
@@ -248,22 +255,27 @@ def _apart(plan: Plan, scene: Scene, place: Path, number: int, threads: int, sto
 
 @contextmanager
 def _forwarding() -> Iterator[threading.Event]:
-    """Hands a SIGTERM on to the processes, which save and end; the event says that it came."""
+    """Hands a SIGTERM on to the processes; the event says that it came."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return
 
     def hand_on(_: int, __: FrameType | None) -> None:
-        stopped.set()
-        for child in multiprocessing.active_children():
-            child.terminate()
+        _end(stopped)
 
     before = signal.signal(signal.SIGTERM, hand_on)
     try:
         yield stopped
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _end(stopped: threading.Event) -> None:
+    """Nothing more is begun, and the processes save and end."""
+    stopped.set()
+    for child in multiprocessing.active_children():
+        child.terminate()
 
 
 def _record(run: Path, outcome: Outcome) -> None:

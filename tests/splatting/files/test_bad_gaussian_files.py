@@ -1,6 +1,8 @@
 """Damaged and malformed Gaussian scene files: one error that names the file and what is wrong."""
 
+import gzip
 import struct
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -154,8 +156,6 @@ class TestBadFiles:
         ],
     )
     def test_spz_headers(self, tmp_path, offset, new, message):
-        import gzip
-
         data = bytearray(spz_payload(cloud()))
         data[offset : offset + len(new)] = new
         (tmp_path / "a.spz").write_bytes(gzip.compress(data))
@@ -183,6 +183,24 @@ class TestBadFiles:
         (tmp_path / "a.spz").write_bytes(b"".join(parts))
         with pytest.raises(BadData, match="numPoints is 10000000"):
             read_raw(tmp_path / "a.spz")
+
+    @pytest.mark.parametrize("degree", [0, 4])
+    def test_the_most_that_a_small_stream_may_claim(self, tmp_path, degree):
+        """What is believed of a file of some kilobytes stays within 4 times the file + 256 MB, activated too."""
+        path, width = tmp_path / "a.spz", 20 + 3 * ((degree + 1) ** 2 - 1)
+        count = ((24 << 20) - 16) // width
+        path.write_bytes(
+            gzip.compress(struct.pack("<4sIIBBBB", b"NGSP", 3, count, degree, 12, 0, 0) + bytes(count * width))
+        )
+        tracemalloc.start()
+        try:
+            assert len(read_gaussians(path)) == count
+            assert tracemalloc.get_traced_memory()[1] < 4 * path.stat().st_size + (256 << 20)
+        finally:
+            tracemalloc.stop()
+        path.write_bytes(gzip.compress(struct.pack("<4sIIBBBB", b"NGSP", 3, 2 * count, degree, 12, 0, 0)))
+        with pytest.raises(BadData, match="numPoints"):
+            read_raw(path)
 
     @pytest.mark.parametrize(
         ("name", "change", "message"),

@@ -1,6 +1,7 @@
 """Every variant that is read, round trips through what is written, and the real scene in both of its forms."""
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,17 @@ class TestPly:
         for name, values in found.properties.items():
             assert again.properties[name].dtype == values.dtype
             np.testing.assert_array_equal(again.properties[name], values)
+
+    @pytest.mark.parametrize(("coding", "name"), [("utf-8", "größe"), ("utf-8", "温度"), ("latin-1", "größe")])
+    def test_names_that_are_not_ascii(self, tmp_path, coding, name):
+        """UTF-8 is kept; of another coding only what is ASCII."""
+        table = [*columns(cloud(4, 0)), ("NAME", np.arange(4, dtype="f4"))]
+        start = header("<", element("vertex", table)).replace(b"NAME", name.encode(coding))
+        (tmp_path / "a.ply").write_bytes(start + rows(table, "<"))
+        write_raw(read_raw(tmp_path / "a.ply"), tmp_path / "b.ply")
+        expected = name.encode(coding).decode("utf-8", "replace")
+        assert list(read_raw(tmp_path / "b.ply").properties)[-1] == expected
+        assert f"property float {expected}\n".encode() in (tmp_path / "b.ply").read_bytes()
 
     @pytest.mark.parametrize("order", ["<", ""])
     def test_other_elements_and_windows_lines(self, tmp_path, order):
@@ -305,16 +317,27 @@ class TestWriting:
         [
             ("opacities", 1.5, "no logits"),
             ("scales", -1.0, "no logarithms"),
-            ("means", torch.nan, "means.*finite"),
-            ("sh", torch.inf, "sh.*finite"),
+            ("means", torch.nan, "Gaussians to write: x of Gaussian 0 is nan"),
+            ("sh", torch.inf, r"spherical harmonics 0 \(red\) of Gaussian 0 is inf"),
+            ("normal", torch.nan, "nx of Gaussian 0 is nan"),
         ],
     )
     def test_wrong_gaussians(self, tmp_path, field, value, message):
-        scene = gaussians()
-        getattr(scene, field)[0] = value
+        scene = gaussians().with_attributes(normal=torch.ones(6, 3))
+        (scene[field] if field == "normal" else getattr(scene, field))[0] = value
         with pytest.raises(UserError, match=message):
             write_gaussians(scene, tmp_path / "a.ply")
         assert not list(tmp_path.iterdir())
+
+    def test_doubles_beyond_float32(self, tmp_path):
+        scene = gaussians()
+        with pytest.raises(UserError, match="x of Gaussian 0 is inf"):
+            write_gaussians(replace(scene, means=1e300 * torch.ones(6, 3).double()), tmp_path / "a.ply")
+        raw = cloud(6, 0, dtype="f8")
+        raw.quaternions[0] = 1e-200, 0, 0, 0
+        for name in ("a.splat", "a.spz", "a"):
+            write_raw(raw, tmp_path / name)
+            np.testing.assert_allclose(read_raw(tmp_path / name).quaternions[0], [1, 0, 0, 0], atol=0.01)
 
     def test_a_batch_and_an_empty_splat(self, tmp_path):
         with pytest.raises(UserError, match="batch of 2"):
@@ -329,6 +352,17 @@ class TestWriting:
         write_raw(raw, tmp_path / "new" / "a.ply", overwrite=True)
         same(read_raw(tmp_path / "new" / "a.ply"), raw)
         assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.ply"]
+
+    def test_a_folder_is_replaced_whole(self, tmp_path, monkeypatch):
+        """Also where the one before cannot be removed."""
+        write_raw(cloud(5, 0), tmp_path / "a")
+        monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors=False: None)
+        write_raw(cloud(7, 0), tmp_path / "a", overwrite=True)
+        assert len(read_raw(tmp_path / "a")) == 7
+        monkeypatch.undo()
+        write_raw(cloud(9, 0), tmp_path / "b")
+        write_raw(cloud(9, 0), tmp_path / "b", overwrite=True)
+        assert sorted(path.name for path in tmp_path.iterdir())[1:] == ["a", "b"]
 
 
 class TestRealScene:

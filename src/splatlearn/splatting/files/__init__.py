@@ -95,15 +95,15 @@ def write_raw(raw: RawGaussians, path: str | os.PathLike[str], *, overwrite: boo
     path = Path(path)
     chosen = check_target(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     try:
         chosen.write(raw, temporary)
-        if path.is_dir():
-            shutil.rmtree(path)
+        if path.is_dir():  # moved away first, as removing it may stop half-way
+            path.replace(old)
         temporary.replace(path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
+        for place in (temporary, old):
+            shutil.rmtree(place, ignore_errors=True)
         temporary.unlink(missing_ok=True)
     return (*raw.left_out, *chosen.losses(raw))
 

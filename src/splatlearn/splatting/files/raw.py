@@ -109,7 +109,8 @@ class RawGaussians:
         """The record of activated Gaussians; of the attributes, `normal` is kept.
 
         Raises:
-            UserError: several items, numbers that are not finite, opacities outside [0, 1], negative scales.
+            UserError: several items, opacities outside [0, 1], negative scales.
+            BadData: numbers that are not finite as float32.
         """
         _check_writable(gaussians)
         g = gaussians.detach().to("cpu")
@@ -123,7 +124,7 @@ class RawGaussians:
             sh=g.sh.float().numpy(),
             properties=dict(zip(NORMALS, normals.T)),
             left_out=others,
-        )
+        ).check("the Gaussians to write")
 
 
 def logits(opacities: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
@@ -155,7 +156,7 @@ def opacities(raw: RawGaussians) -> npt.NDArray[np.float64]:
 
 def unit_quaternions(raw: RawGaussians) -> npt.NDArray[np.float64]:
     """(N 4) of length 1 with w >= 0; one of length 0 becomes no rotation."""
-    quaternions = raw.quaternions.astype(np.float64)
+    quaternions = raw.quaternions.astype(np.float32).astype(np.float64)  # so that no square vanishes
     quaternions[~quaternions.any(1)] = 1, 0, 0, 0
     quaternions /= np.linalg.norm(quaternions, axis=1, keepdims=True)
     return np.where(quaternions[:, :1] < 0, -quaternions, quaternions)
@@ -226,9 +227,6 @@ def _check_writable(gaussians: Gaussians) -> None:
     degree_of(gaussians.sh.shape[1])
     if len(gaussians.counts) != 1:
         raise UserError(f"a file holds one scene; got a batch of {len(gaussians.counts)}, write them one by one")
-    for name in ("means", "scales", "quaternions", "opacities", "sh"):
-        if not bool(torch.isfinite(getattr(gaussians, name)).all()):
-            raise UserError(f"{name} of the Gaussians to write are not all finite")
     opacities = gaussians.opacities
     if bool(((opacities < 0) | (opacities > 1)).any()):
         raise UserError("opacities of the Gaussians to write must lie in [0, 1]; these are activated values, no logits")

@@ -137,7 +137,7 @@ def _parse(start: bytes, path: Path) -> Header:
 def believed(path: Path) -> int:
     """Bytes that a file may claim to hold. Real scenes shrink to a half or a third; without a bound, a file of 1 MB
     could ask for 1 GB."""
-    return (32 << 20) + 8 * path.stat().st_size
+    return (24 << 20) + 8 * path.stat().st_size
 
 
 def _extensions(data: bytearray, path: Path) -> tuple[str, ...]:

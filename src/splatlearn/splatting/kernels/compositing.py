@@ -19,6 +19,7 @@ from splatlearn.splatting.kernels.tiles import (
     BLOCK_Y,
     BLOCKS,
     PIXELS,
+    corner_of,
     covered,
     lowest_bit,
     open_tile,
@@ -174,11 +175,9 @@ def draw_tiles(
 ) -> None:
     """Draws every `workers`-th tile."""
     height, width = images[0].shape[2:]
-    tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     state = np.empty(BLOCKS * FORWARD, np.float32)
     for index in range(worker, len(tile_starts) - 1, workers):
-        view, tile = index // (tiles_x * tiles_y), index % (tiles_x * tiles_y)
-        left, top = tile % tiles_x * TILE, tile // tiles_x * TILE
+        view, left, top = corner_of(index, (width, height))
         columns, rows = min(TILE, width - left), min(TILE, height - top)
         live = open_tile(state, FORWARD, columns, rows)
         for hit in range(tile_starts[index], tile_starts[index + 1]):
@@ -312,15 +311,13 @@ def differentiate_tiles(
     """Differentiates every `workers`-th tile. binned: boxes, hits, tile_starts, slot_starts."""
     boxes, hits, tile_starts, slot_starts = binned
     height, width = images[0].shape[2:]
-    tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
     state, sums = np.empty(BLOCKS * BACKWARD, np.float32), np.empty(MOMENTS * WIDTH, np.float32)
     by_place, wide, end = np.zeros(PIXELS, np.float32), further[1].shape[1] > 0, 0
     gains, block, row = by_place, np.empty(PIXELS * WIDE if wide else 0, np.float32), np.empty(WIDE, np.float32)
     _, _, _, counts, firsts, places, values = further
     for index in range(tiles[0] + worker, tiles[1], workers):
-        view, tile = index // (tiles_x * tiles_y), index % (tiles_x * tiles_y)
-        column, down = tile % tiles_x, tile // tiles_x
-        left, top = column * TILE, down * TILE
+        view, left, top = corner_of(index, (width, height))
+        column, down = left // TILE, top // TILE
         columns, rows = min(TILE, width - left), min(TILE, height - top)
         live = open_tile(state, BACKWARD, columns, rows)
         load_gradients(state, left, top, columns, rows, view, images, gradients)

@@ -1,6 +1,6 @@
 """Eight pixels at a time: a small notation for vector code inside a Numba kernel.
 
-Numba has no vector types, and what LLVM makes of a scalar loop with early exits differs between versions. The two
+Numba has no vector types, and what LLVM makes of a scalar loop with early exits differs between versions. The
 functions that run billions of times are therefore written with `Lanes`, which emits LLVM vector instructions; LLVM
 maps them to the host (one AVX register, two of SSE or NEON).
 """
@@ -17,7 +17,6 @@ from numba.extending import intrinsic as _intrinsic
 WIDTH = 8
 FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
 INTS = ir.VectorType(ir.IntType(32), WIDTH)
-BITS = ir.VectorType(ir.IntType(1), WIDTH)
 I64 = ir.IntType(64)
 VECTOR = types.Array(float32, 1, "C")
 PLACES = types.Array(uint16, 1, "C")
@@ -45,11 +44,6 @@ class Mask:
     def select(self, yes: Lanes, no: Lanes) -> Lanes:
         """`yes` where true, else `no`."""
         return Lanes(self.builder, self.builder.select(self.value, yes.value, no.value))
-
-    def count(self) -> Any:
-        """How many are true, as an LLVM i64."""
-        byte = self.builder.bitcast(self.value, ir.IntType(WIDTH))
-        return self.builder.zext(self.builder.ctpop(byte), ir.IntType(64))
 
     def any(self) -> Any:
         """Whether one is true, as an LLVM i1."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,26 @@ class TestManyScenes:
         assert (tmp_path / "run" / "scene.ply").is_file()
         assert main([*words, "--scene", "room-0-0002"]) == 2
         assert "did you mean 'room-0-0001'" in capsys.readouterr().err
+
+    def test_without_ray(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ray", None)
+        assert main(["fit", "rooms.tiny", "--run", str(tmp_path / "run"), "--data.rooms", "2", "--on", "ray"]) == 2
+        assert "pip install 'splatlearn[ray]'" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'splatlearn[ray]'")
+    def test_on_ray(self, tmp_path):
+        words = ["fit", "rooms.tiny", "--run", "run", "--data.rooms", "2", "--steps", "2", *WORDS, "--on", "ray"]
+        command = [sys.executable, "-m", "splatlearn", *words, "--jobs", "2"]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 0, ended.stderr
+        statuses = json.loads((tmp_path / "run" / "status.json").read_text())
+        assert [(one["name"], one["state"]) for one in statuses] == [(f"room-0-000{i}", "done") for i in range(2)]
+        assert all((tmp_path / "run" / one["name"] / "scene.ply").is_file() for one in statuses)
+        alone = [*command, "--run", "alone", "--scene", "room-0-0001"]
+        assert subprocess.run(alone, cwd=tmp_path, timeout=300).returncode == 0
+        assert (tmp_path / "alone" / "scene.ply").is_file()
 
     def test_places(self, tmp_path):
         found = _places(["chess/seq-01", "a b", "x"], tmp_path, "status.json")

@@ -127,21 +127,22 @@ def fit_scenes(
         scenes = [one for one in scenes if one.name == scene]
     if len(scenes) == 1 and on == "local":
         return _only(plan, scenes[0], run) if share == 1 else Fits((), {})
-    record = "status.json" if shares == 1 else f"status-{share}-of-{shares}.json"
-    places = {scenes[0].name: run} if len(scenes) == 1 else _places([one.name for one in scenes], run, record)
+    name = "status.json" if shares == 1 else f"status-{share}-of-{shares}.json"
+    places = {scenes[0].name: run} if len(scenes) == 1 else _places([one.name for one in scenes], run, name)
     backend = _backend(on, jobs)
     show = isinstance(backend, ThisProcess)
     todo = [Job(one.name, partial(_fit, plan, one, places[one.name], show)) for one in scenes[share - 1 :: shares]]
-    first = os.environ.get("RANK", "0") == "0"
-    if first:
+    record = run / name if len(scenes) > 1 and os.environ.get("RANK", "0") == "0" else None
+    if record:
         run.mkdir(parents=True, exist_ok=True)
-    statuses = run_jobs(todo, backend, retries=retries, record=run / record if first else None, watch=_tell)
+    statuses = run_jobs(todo, backend, retries=retries, record=record, watch=_tell)
     fits = Fits(tuple(statuses), {job.name: places[job.name] for job in todo})
     if any(status.state == "stopped" for status in statuses):
         raise SystemExit(143)
     failed = [status for status in statuses if status.state == "failed"]
     if failed:
-        raise UserError(f"{len(failed)} of {len(statuses)} scenes failed, see {run / record}\n{fits}")
+        where = f", see {record}" if record else ""
+        raise UserError(f"{len(failed)} of {len(statuses)} scenes failed{where}\n{fits}")
     return fits
 
 

@@ -44,7 +44,9 @@ fit
   --exposure
   --steps N
   --seed N
+  --on local|ray
   --jobs N
+  --retries N
   --shard TEXT
   --resume auto|never
   --data.OPTION VALUE

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from splatlearn.errors import ConfigError, UserError
 from splatlearn.splatting.files import read_gaussians
 from splatlearn.splatting.render import render
 from splatlearn.verbs.fit import plan_fit
-from splatlearn.verbs.fit_scenes import Outcome, _places, fit_scene, parse_shard
+from splatlearn.verbs.fit_scenes import Fits, Status, _places, fit_scene, fit_scenes, parse_shard
 
 WORDS = ["--side", "48", "--gaussians", "1500", "--holdout", "every:4"]
 LOOP = {"checkpoint_every": 30}
@@ -130,6 +131,15 @@ class TestOneScene:
         assert summary.facts["gaussians_per_sample"] == 6500
         assert set(summary.metrics) == {"train_psnr", "train_ssim", "train_depth_error"}
 
+    def test_a_block_is_held_out(self, tmp_path):
+        """Frames in a row, so that no training frame lies between them."""
+        ours = plan(steps=2, holdout="block:4")
+        summary = fit_scene(ours, ours.source.scenes()[0], tmp_path / "run", show=False)
+        assert summary.facts["views"] == {"train": 8, "held_out": 4}
+        assert {"val_psnr", "val_ssim", "val_depth_error", "baseline/copy_nearest"} < set(summary.metrics)
+        report = (tmp_path / "run" / "report.html").read_text()
+        assert all(f"held-out frame {frame}" in report for frame in (4, 5, 6, 7))
+
     def test_command(self, tmp_path, capsys):
         run = str(tmp_path / "run")
         words = ["fit", "rooms.tiny", "--run", run, "--data.rooms", "1", "--steps", "3", *WORDS]
@@ -190,20 +200,19 @@ def failing(monkeypatch, tmp_path):
 class TestManyScenes:
     @pytest.mark.parametrize("jobs", [1, 2])
     def test_one_failure_does_not_stop_the_others(self, failing, tmp_path, jobs):
-        from splatlearn.verbs.fit_scenes import fit_scenes
-
         run = tmp_path / "run"
         with pytest.raises(UserError, match="1 of 3 scenes failed") as caught:
             fit_scenes(failing, run, jobs=jobs)
         text = str(caught.value)
         assert "room-0-0001: OSError: room-0-0001: the disk is gone" in text
-        states = {path.stem: json.loads(path.read_text()) for path in (run / "status").iterdir()}
-        assert {name: (s["state"], s["attempts"]) for name, s in states.items()} == {
+        statuses = {status["name"]: status for status in json.loads((run / "status.json").read_text())}
+        assert {name: (s["state"], s["attempts"]) for name, s in statuses.items()} == {
             "room-0-0000": ("done", 1),
             "room-0-0001": ("failed", 2),
             "room-0-0002": ("done", 2),
         }
-        assert "Traceback" in states["room-0-0001"]["error"]
+        assert "Traceback" in statuses["room-0-0001"]["error"]
+        assert statuses["room-0-0000"]["metrics"]["val_psnr"] > 0
         for name in ("room-0-0000", "room-0-0002"):
             assert (run / name / "scene.ply").is_file()
         assert not (run / "room-0-0001").exists()
@@ -211,7 +220,7 @@ class TestManyScenes:
     def test_shards(self, tmp_path, capsys):
         words = ["fit", "rooms.tiny", "--run", str(tmp_path / "run"), "--data.rooms", "3", "--steps", "1", *WORDS]
         assert main([*words, "--shard", "2/2"]) == 0
-        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["room-0-0001", "status"]
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["room-0-0001", "status-2-of-2.json"]
         assert main([*words, "--shard", "1/2"]) == 0
         assert sorted(path.name for path in (tmp_path / "run").iterdir())[:3] == [f"room-0-000{i}" for i in range(3)]
         assert main([*words, "--shard", "3/2"]) == 2
@@ -224,11 +233,44 @@ class TestManyScenes:
         assert main([*words, "--scene", "room-0-0002"]) == 2
         assert "did you mean 'room-0-0001'" in capsys.readouterr().err
 
+    def test_without_ray(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ray", None)
+        assert main(["fit", "rooms.tiny", "--run", str(tmp_path / "run"), "--data.rooms", "2", "--on", "ray"]) == 2
+        assert "pip install 'splatlearn[ray]'" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install 'splatlearn[ray]'")
+    def test_on_ray(self, tmp_path):
+        words = ["fit", "rooms.tiny", "--run", "run", "--data.rooms", "2", "--steps", "2", *WORDS, "--on", "ray"]
+        command = [sys.executable, "-m", "splatlearn", *words, "--jobs", "2"]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 0, ended.stderr
+        statuses = json.loads((tmp_path / "run" / "status.json").read_text())
+        assert [(one["name"], one["state"]) for one in statuses] == [(f"room-0-000{i}", "done") for i in range(2)]
+        assert all((tmp_path / "run" / one["name"] / "scene.ply").is_file() for one in statuses)
+        alone = [*command, "--run", "alone", "--scene", "room-0-0001"]
+        assert subprocess.run(alone, cwd=tmp_path, timeout=300).returncode == 0
+        assert (tmp_path / "alone" / "scene.ply").is_file()
+
     def test_places(self, tmp_path):
-        found = _places(["chess/seq-01", "a b", "x"], tmp_path)
+        found = _places(["chess/seq-01", "a b", "x"], tmp_path, "status.json")
         assert [path.name for path in found.values()] == ["chess-seq-01", "a-b", "x"]
-        with pytest.raises(UserError, match="too much alike"):
-            _places(["a/b", "a b"], tmp_path)
+        for names in (["a/b", "a b"], ["a", "status.json"]):
+            with pytest.raises(UserError, match="too much alike"):
+                _places(names, tmp_path, "status.json")
+
+    def test_without_retries(self, failing, tmp_path):
+        with pytest.raises(UserError, match="2 of 3 scenes failed"):
+            fit_scenes(failing, tmp_path / "run", retries=0)
+        with pytest.raises(ConfigError, match="--retries"):
+            fit_scenes(failing, tmp_path / "run", retries=-1)
+
+    @pytest.mark.parametrize(("jobs", "on", "ranks"), [(0, "local", 1), (2, "local", 2), (1, "ray", 2)])
+    def test_no_such_number_of_jobs(self, jobs, on, ranks, tmp_path, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", str(ranks))
+        with pytest.raises(ConfigError, match="--jobs"):
+            fit_scenes(plan(), tmp_path / "run", on=on, jobs=jobs)
 
     @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
     def test_no_share(self, text):
@@ -273,12 +315,13 @@ class TestManyScenes:
 
 
 def test_table():
-    done = Outcome(scene="a", run="r/a", state="done", metrics={"val_psnr": 21.5}, gaussians=5000, seconds=120)
-    failed = Outcome(scene="b", run="r/b", state="failed", attempts=2, error="broken\nTraceback")
-    lines = str(splatlearn.verbs.fit_scenes.Fits((done, failed))).splitlines()
-    assert lines[0].split() == ["scene", "state", "minutes", "Gaussians", "PSNR"]
-    assert lines[1].split() == ["a", "done", "2.0", "5,000", "21.500"]
+    done = Status(name="a", state="done", attempts=1, seconds=120, metrics={"val_psnr": 21.5, "gaussians": 5000})
+    failed = Status(name="b", state="failed", attempts=2, error="broken\nTraceback")
+    lines = str(Fits((done, failed), {"a": Path("r/a"), "b": Path("r/b")})).splitlines()
+    assert lines[0].split() == ["name", "state", "attempts", "minutes", "Gaussians", "PSNR"]
+    assert lines[1].split() == ["a", "done", "1", "2.0", "5,000", "21.500"]
     assert lines[-1] == "b: broken"
+    assert str(Fits((failed,), {"b": Path("r/b")})).endswith("b: broken")
 
 
 def test_a_real_recording(shared_data, tmp_path):
@@ -292,7 +335,7 @@ def test_a_real_recording(shared_data, tmp_path):
         data_options={"max_frames": 32},
         train_options={"checkpoint_every": 1000},
     )
-    metrics = result.outcomes[0].metrics
+    metrics = result.statuses[0].metrics
     assert metrics["val_psnr"] > metrics["baseline/mean_colour"] + 5
     assert metrics["val_depth_error"] < 0.3
     assert "held-out frame" in (tmp_path / "run" / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""`fit`: posed frames to a 3D Gaussian scene; many scenes one after another, side by side, or in shares."""
+"""`fit`: posed frames to a 3D Gaussian scene; many scenes one after another, side by side, in shares, or on Ray."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +22,9 @@ def fit(
     exposure: bool = False,
     steps: int | None = None,
     seed: int | None = None,
-    jobs: int = 1,
+    on: Literal["local", "ray"] = "local",
+    jobs: int | None = None,
+    retries: int = 1,
     shard: str = "1/1",
     resume: Literal["auto", "never"] = "auto",
     data_options: Options | None = None,
@@ -32,8 +34,8 @@ def fit(
     """Fit 3D Gaussian scenes to posed frames.
 
     The run folder gets `scene.ply`, `report.html` (held-out photographs beside renders), `summary.json`, and what a run
-    needs to be continued. Of several scenes each gets a folder in it; one that fails is tried once more, and the others
-    go on.
+    needs to be continued. Of several scenes each gets a folder in it, and `status.json` says what became of each; one
+    that fails is tried once more, and the others go on.
 
     Args:
         data: a folder of recordings, or a world's name.
@@ -46,7 +48,11 @@ def fit(
         exposure: also learn a gain and an offset of each colour in each view.
         steps: views rendered; 4500 by default.
         seed: of the first Gaussians, order and noise; 0 by default.
-        jobs: scenes at the same time, each in a process of its own with its share of the cores.
+        on: where the scenes are fitted: processes of this machine, or a Ray cluster: that of RAY_ADDRESS, or else a
+            new one here (needs splatlearn[ray]; its machines must see the same folders).
+        jobs: scenes at the same time, each in a process of its own with its share of the cores; 1 by default, on Ray
+            as many as there are GPUs, or else cores.
+        retries: attempts after the first at a scene that fails, where there are several.
         shard: i/n, the i-th of n shares of the scenes, for job arrays; the first is 1/n.
         resume: auto continues a run folder bit for bit; never refuses one in which a run has begun.
         data_options: options of the data's reader: `splatlearn list readers NAME`.
@@ -58,7 +64,7 @@ def fit(
 
     Raises:
         ConfigError: unknown names, unknown options and invalid values, all in one message.
-        UserError: data that cannot be used, a run folder with other settings, or a scene that failed twice.
+        UserError: data that cannot be used, a run folder with other settings, or a scene that failed in every attempt.
     """
     from splatlearn.verbs.fit_scenes import fit_scenes, parse_shard
 
@@ -74,7 +80,16 @@ def fit(
         fit_options={**(fit_options or {}), **{name: value for name, value in given.items() if value is not None}},
         train_options=train_options,
     )
-    return fit_scenes(plan, Path(run).expanduser(), scene=scene, jobs=jobs, share=share, shares=shares)
+    return fit_scenes(
+        plan,
+        Path(run).expanduser(),
+        scene=scene,
+        on=on,
+        jobs=jobs,
+        retries=retries,
+        share=share,
+        shares=shares,
+    )
 
 
 def plan_fit(

@@ -13,7 +13,9 @@ from data.recording_maker import write_seven_scenes
 from splatlearn.data.sampling import draw_mask
 from splatlearn.data.scene import Source
 from splatlearn.encoders.base import calibrate
+from splatlearn.engine.checkpoint import load_encoder
 from splatlearn.engine.loop import train
+from splatlearn.engine.report import preview
 from splatlearn.engine.trainable import Progress
 from splatlearn.errors import BadData, ConfigError, UserError
 from splatlearn.recipes.gs3 import GS3, GS3Config, Views
@@ -196,6 +198,20 @@ class TestLearning:
             found[backend] = losses(tmp_path / backend)
         assert found["cpu"][:5] == pytest.approx(found["reference"][:5], rel=1e-4)
         assert found["cpu"] == pytest.approx(found["reference"], rel=0.02)
+
+    @pytest.mark.parametrize(("encoder", "formulation"), [("sparse_unet", "offset"), ("pointnet2", "depth")])
+    def test_float64_is_of_the_run_alone(self, tmp_path, encoder, formulation):
+        """Networks and their weights; pictures are float32, and so is the encoder that is kept."""
+        made = job(steps=1, encoder=encoder, formulation=formulation)
+        recipe = made.build()
+        train(recipe, made.train, tmp_path / "run", settings=made.settings)
+        assert {parameter.dtype for parameter in recipe.parameters()} == {torch.float64}
+        assert recipe.render(batch_of(recipe, samples=1))[0].color.dtype == torch.float32
+        assert "features/view 1, PCA" in preview(recipe)
+        kept = load_encoder(tmp_path / "run")
+        assert kept.dtype == torch.float32
+        for name, weight in recipe.student.state_dict().items():
+            assert torch.equal(kept.state_dict()[name], weight.to(kept.state_dict()[name].dtype))
 
     def test_features_matter_after_training(self, tmp_path):
         made = job(steps=30)

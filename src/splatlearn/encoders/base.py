@@ -109,6 +109,11 @@ class PointEncoder(Encoder, ABC):
 
     config: PointEncoderConfig
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights; inputs are taken to it."""
+        return next(self.parameters()).dtype
+
     @abstractmethod
     def embed(self, points: Points) -> Tokens:
         """The stem: first tokens of the points. Extra tokens may be joined to them before `encode`."""

@@ -348,6 +348,11 @@ def load_encoder(run: Path) -> Encoder:
     return encoder.eval()
 
 
+def single(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same, with float64 rounded to float32."""
+    return {name: value.float() if value.dtype == torch.float64 else value for name, value in state.items()}
+
+
 def prefixed(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries under `prefix.`, without it."""
     return {k.removeprefix(f"{prefix}."): v for k, v in state.items() if k.startswith(f"{prefix}.")}

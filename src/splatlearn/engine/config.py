@@ -29,7 +29,10 @@ class TrainConfig:
         seed: of order, sampling and noise inside the model.
         workers: processes that draw samples; 0 draws them in the training process. The samples are the same.
         device: `auto` takes a GPU where there is one.
-        precision: `bf16` runs the model under autocast; weights and losses stay float32.
+        precision: `bf16` runs the model under autocast; weights and losses stay float32. `f64` keeps a recipe's weights
+            and computes its networks in float64 (geometry and rendering stay float32): in about twice the time on a
+            CPU, rounding then is too small to part runs on different numbers of processes. The encoder that is
+            exported is float32 in any case.
         deterministic: choose kernels whose sums have a fixed order; resuming bit for bit needs it.
         optimizer: `adam` couples weight decay with the gradient, `adamw` does not.
         learning_rate: the highest of the schedule.
@@ -73,7 +76,7 @@ class TrainConfig:
     seed: int = 0
     workers: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["32", "bf16"] = "32"
+    precision: Literal["32", "bf16", "f64"] = "32"
     deterministic: bool = True
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: float = 1e-4

@@ -26,6 +26,7 @@ from splatlearn.engine.checkpoint import (
     prefixed,
     replace_file,
     save_checkpoint,
+    single,
     versions,
     warn_about_changes,
 )
@@ -62,7 +63,7 @@ from splatlearn.engine.runtime import (
 )
 from splatlearn.engine.summary import Summary
 from splatlearn.engine.trainable import B, Progress, Recipe, Step, Trainable
-from splatlearn.errors import UserError
+from splatlearn.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -155,6 +156,10 @@ class _Run(Generic[B]):
         )
         self.steps = config.total_steps(self.loader.size("train"))
         self.step = self.skips_in_a_row = 0
+        if config.precision == "f64":
+            if not isinstance(trainable, Recipe):
+                raise ConfigError("precision: f64 is for recipes (pretrain); 32 or bf16 is needed here")
+            trainable.double()
         fabric.strategy.module_to_device(trainable)
         self.optimizer = build_optimizer(trainable, config)
         self.encoder = describe_encoder(trainable.student) if isinstance(trainable, Recipe) else None
@@ -368,7 +373,7 @@ class _Run(Generic[B]):
             if self.average:
                 tensors["average"] = self.average.state
             if self.encoder:
-                tensors["encoder"] = prefixed(tensors.get("average", model), "student")
+                tensors["encoder"] = single(prefixed(tensors.get("average", model), "student"))
             state = {
                 "step": self.step,
                 "skips_in_a_row": self.skips_in_a_row,

@@ -144,7 +144,8 @@ class EpipolarTransformer(nn.Module):
         lines = epipolar_lines(cameras.resize(low.shape[3], low.shape[2]), pairs, bounds, self.config.samples)
         near, far = bounds[pairs.view].T[:, :, None, None]
         depth = relative_disparity(lines.depths.maximum(near).minimum(far), near, far)
-        code = self.depth_code(fourier_code(depth[..., None], self.config.octaves))
+        code = fourier_code(depth[..., None], self.config.octaves)
+        code = self.depth_code(code.to(self.depth_code.weight.dtype))
         seen = sample_features(low, lines, pairs) + code
         if self.view_code is not None and order is not None:
             mine, theirs = order[pairs.view], order[pairs.other]

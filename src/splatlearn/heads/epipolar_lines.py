@@ -101,13 +101,14 @@ def sample_features(features: Tensor, lines: EpipolarLines, pairs: ViewPairs) ->
         features: (V C h w), of the cameras that the lines were made with.
 
     Returns:
-        (P R S C) in the precision of the lines, differentiable in `features`.
+        (P R S C) in the precision of the lines, or of the features where that is higher; differentiable in `features`.
     """
     height, width = features.shape[2:]
     size = lines.pixels.new_tensor([width, height])
+    precision = torch.promote_types(features.dtype, lines.pixels.dtype)
     sampled = functional.grid_sample(
-        features[pairs.other].to(lines.pixels.dtype),
-        2 * lines.pixels / size - 1,
+        features[pairs.other].to(precision),
+        (2 * lines.pixels / size - 1).to(precision),
         padding_mode="zeros",
         align_corners=False,
     )

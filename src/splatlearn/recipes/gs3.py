@@ -274,7 +274,7 @@ class GS3(Recipe[Views]):
         for view, image in enumerate(first.frames.images):
             pictures[f"inputs/view {view + 1}"] = image
             pictures[f"inputs/what the encoder sees of view {view + 1}"] = image * first.frames["visible"][view]
-        colors = plots.pca_colors(features)
+        colors = plots.pca_colors(features.float())
         for view, part in enumerate(points.with_attributes(feature=colors).split()):
             canvas = torch.ones(size[0] * size[1], 3)
             canvas[part["pixel"].cpu()] = part["feature"].cpu()

@@ -167,7 +167,7 @@ class TestPhotographs:
 
 class TestStart:
     def test_depth(self):
-        found = start(data(Wall()), "auto", 300, np.random.default_rng(0))
+        found = start(data(Wall()), "auto", 300, np.random.default_rng(0), at_random=1000)
         assert found.way == "depth"
         assert len(found.gaussians) == 300
         torch.testing.assert_close(found.gaussians.means[:, 2], torch.full((300,), 2.0))
@@ -177,25 +177,30 @@ class TestStart:
 
     def test_held_out_views_are_never_read(self):
         scene = Wall()
-        start(data(scene), "auto", 300, np.random.default_rng(0))
+        start(data(scene), "auto", 300, np.random.default_rng(0), at_random=1000)
         assert set(scene.reads) == {1, 2, 3, 5, 6, 7}
 
     def test_points(self):
-        found = start(data(Wall(depth=False, cloud=True)), "auto", 300, np.random.default_rng(0))
+        found = start(data(Wall(depth=False, cloud=True)), "auto", 300, np.random.default_rng(0), at_random=1000)
         assert found.way == "points"
         assert len(found.gaussians) == 300
         assert bool((found.gaussians.means[:, 2] == 2).all())
 
     def test_random_lies_before_the_cameras(self):
         scene = Wall(depth=False)
-        found = start(data(scene), "auto", 300, np.random.default_rng(0))
+        found = start(data(scene), "auto", 300, np.random.default_rng(0), at_random=1000)
         assert found.way == "random"
         assert len(found.gaussians) == 300
         assert bool((found.gaussians.means[:, 2] > 0).all())
 
+    def test_random_begins_with_few(self):
+        fit = SceneFit(small(random=30), Wall(depth=False), 0)
+        assert (len(fit.splats), len(fit.splats.logits)) == (30, 300)
+        assert len(SceneFit(small(random=30), Wall(), 0).splats) == 300  # on measured depth there may be many
+
     def test_random_is_about_where_the_cameras_look(self):
         scene = Turning()
-        found = start(data(scene, "none"), "random", 500, np.random.default_rng(0))
+        found = start(data(scene, "none"), "random", 500, np.random.default_rng(0), at_random=1000)
         assert 1.0 < float(found.gaussians.means.norm(dim=1).median()) < 3.0
         assert 2 < found.unit < 4
 
@@ -203,15 +208,16 @@ class TestStart:
     @pytest.mark.parametrize("scene", [Wall(depth=False), Blind()])
     def test_what_is_not_there(self, way, scene):
         with pytest.raises(UserError, match=f"--fit.init {way}: wall has no"):
-            start(data(scene), way, 300, np.random.default_rng(0))
+            start(data(scene), way, 300, np.random.default_rng(0), at_random=1000)
 
     def test_depth_without_a_measurement_is_none(self):
-        assert start(data(Blind()), "auto", 300, np.random.default_rng(0)).way == "random"
-        assert start(data(Blind(cloud=True)), "auto", 300, np.random.default_rng(0)).way == "points"
+        assert start(data(Blind()), "auto", 300, np.random.default_rng(0), at_random=1000).way == "random"
+        assert start(data(Blind(cloud=True)), "auto", 300, np.random.default_rng(0), at_random=1000).way == "points"
 
     def test_it_is_a_function_of_the_seed(self):
         first, same, other = (
-            start(data(Wall()), "auto", 100, np.random.default_rng(seed)).gaussians.means for seed in (0, 0, 1)
+            start(data(Wall()), "auto", 100, np.random.default_rng(seed), at_random=1000).gaussians.means
+            for seed in (0, 0, 1)
         )
         assert torch.equal(first, same)
         assert not torch.equal(first, other)

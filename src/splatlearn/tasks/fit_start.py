@@ -39,7 +39,7 @@ class Start(NamedTuple):
     way: str
 
 
-def start(data: FitData, way: Way, most: int, rng: np.random.Generator) -> Start:
+def start(data: FitData, way: Way, most: int, rng: np.random.Generator, *, at_random: int) -> Start:
     """The first Gaussians, from training views alone.
 
     Args:
@@ -48,6 +48,7 @@ def start(data: FitData, way: Way, most: int, rng: np.random.Generator) -> Start
             `auto` is the first of them that the scene allows.
         most: Gaussians at most.
         rng: draws pixels and points.
+        at_random: at most so many, too, where places are random.
 
     Raises:
         UserError: the scene lacks what was asked for.
@@ -69,7 +70,8 @@ def start(data: FitData, way: Way, most: int, rng: np.random.Generator) -> Start
     elif way == "auto":
         chosen = "depth"
     if points is None:
-        points = _from_pixels(list(frames.values()), cameras, chosen == "depth", most, rng)
+        number = most if chosen == "depth" else min(most, at_random)
+        points = _from_pixels(list(frames.values()), cameras, chosen == "depth", number, rng)
     gaussians = from_points(points, opacity=OPACITY[chosen])
     return Start(gaussians, _distance(cameras, points.xyz, rng), chosen)
 

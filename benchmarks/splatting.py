@@ -1,140 +1,121 @@
-"""How fast Gaussians become pictures on this machine's CPU, forward and backward.
+"""How fast Gaussians become pictures on this machine's CPU, forward and backward: all tables of docs/benchmarks.md.
 
-Run: python benchmarks/splatting.py [--quick]
+Run: python benchmarks/splatting.py [--quick] [--only TABLE ...]
 
-Every figure is the median of several calls and includes projection, sorting and binning. The machine's floor is
-measured in the same run: peak fused multiply-adds and copying speed, on as many threads. The floor of a pass is
-the larger of arithmetic (30 FLOP for each of 51.2 M lanes forward; the same and 55 for each of 18.9 M blended pairs
-backward) and traffic (73 and 109 MB). The prototype that set the goal took 225 ms forward and backward, projection
-and binning included, with a floor of 20.8 ms on its machine for the same workload.
+Prints markdown. Every figure is the median of several calls and includes projection, sorting and binning unless it
+says otherwise. The machine's floor is measured in the same run: peak fused multiply-adds and copying speed, on as many
+threads. The floor of a pass is the larger of its arithmetic (30 FLOP for each lane that is evaluated; 55 more for each
+blended pair in the backward pass) and its memory traffic. Prototypes were measured on another machine of two cores;
+their times are scaled by the two machines' peaks.
 """
 
 import argparse
-import platform
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import replace
+from math import sqrt
 from statistics import median
 
-import numpy as np
+import alternatives
+import channels
+import machine
 import torch
-from torch import Tensor
-from torch_tiles import render_tiles
+from machine import Peak
+from workloads import PROTOTYPE, WORKLOADS, layers, pixel_cloud, table, timed, verdict
 
-from splatlearn.splatting import RenderOptions, render
-from splatlearn.structures import Cameras, Gaussians
+from splatlearn.splatting import RenderOptions
 
-FLOP = (51.2e6 * 30, 51.2e6 * 30 + 18.9e6 * 55)
-BYTES = (73e6, 109e6)
-PROTOTYPE = 225.0 / 20.8
-"""Time over floor, forward and backward together: (57 + 118 + 5.4 + 35 + 9.6) ms over (7.8 + 13.0) ms."""
-BURST = 10 * 8 * 64
-LEAVES = ("means", "scales", "quaternions", "opacities", "sh")
+CPU = RenderOptions(backend="cpu")
+CURVE = (50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000)
+DENSITY = 300_000 / (640 * 480)
+"""Gaussians a pixel of workload C."""
 
 
-def pixel_cloud(width: int, height: int, number: int, views: int = 1) -> tuple[Gaussians, Cameras]:
-    """Back-projected pixels of a wavy wall with a box before it: one to two pixels wide, any turn and opacity.
-
-    More Gaussians than pixels are further layers of the same.
-    """
-    draw = torch.Generator().manual_seed(0)
-    layers = -(-number // (width * height))
-    order = torch.cat([torch.randperm(width * height, generator=draw) for _ in range(layers)])
-    pixel = order[:number].sort().values
-    x, y, focal = pixel % width + 0.5, pixel // width + 0.5, 0.9 * width
-    depth = 2.5 + 0.5 * torch.sin(6 * x / width) + 0.4 * torch.cos(5 * y / height)
-    box = ((x - 0.5 * width).abs() < 0.15 * width) & ((y - 0.55 * height).abs() < 0.2 * height)
-    depth = torch.where(box, 1.6, depth) * (1 + 0.004 * torch.randn(number, generator=draw))
-    cloud = Gaussians(
-        means=torch.stack([(x - width / 2) / focal * depth, (y - height / 2) / focal * depth, depth], 1),
-        scales=depth[:, None] / focal * (1 + torch.rand(number, 3, generator=draw)),
-        quaternions=torch.randn(number, 4, generator=draw),
-        opacities=0.05 + 0.9 * torch.rand(number, generator=draw),
-        sh=0.5 * torch.randn(number, 1, 3, generator=draw),
+def pictures(calls: int, peak: Peak) -> None:
+    """RGB, depth and alpha of the three workloads."""
+    table(
+        "RGB, depth and alpha",
+        "| workload | forward ms | backward ms | both ms | of which projection, binning and back | floor ms | x floor "
+        "| x Numba prototype | x C++ prototype |",
     )
-    intrinsics = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
-    pose = torch.eye(4).repeat(views, 1, 1)
-    return cloud, Cameras(world_to_camera=pose, intrinsics=intrinsics.repeat(views, 1, 1), width=width, height=height)
+    scale = PROTOTYPE.flops / peak.flops
+    for name, workload in WORKLOADS.items():
+        width, height, number = workload.size
+        cloud, cameras = pixel_cloud(*workload.size)
+        times = timed(layers(cameras, CPU), cloud, calls)
+        floor = sum(workload.floor(peak))
+        rivals = [scale * (sum(composited) + sum(workload.stages)) for composited in (workload.numba, workload.cpp)]
+        print(
+            f"| {name}: {width}x{height}, {number:,} Gaussians | {times.passes[0]:.1f} | {times.passes[1]:.1f} "
+            f"| {times.total:.1f} | {times.stages[0]:.1f} + {times.stages[1]:.1f} | {floor:.1f} "
+            f"| {times.total / floor:.1f} | {verdict(times.total / rivals[0], 1.5)} | {times.total / rivals[1]:.2f} |",
+            flush=True,
+        )
+    for views in (2, 8):
+        cloud, cameras = pixel_cloud(160, 120, 19_200, views)
+        times = timed(layers(cameras, CPU), cloud, calls)
+        print(
+            f"| {views} views of 160x120, 19,200 Gaussians | {times.passes[0]:.1f} | {times.passes[1]:.1f} "
+            f"| {times.total:.1f} | {times.stages[0]:.1f} + {times.stages[1]:.1f} | | | | |"
+        )
+    first_call()
+    print(f"\nFirst call in a new process, kernels in the cache: {median(first_call() for _ in range(3)):.2f} s.")
 
 
-def fresh(cloud: Gaussians) -> Gaussians:
-    """The cloud with new leaves."""
-    return replace(cloud, **{name: getattr(cloud, name).clone().requires_grad_() for name in LEAVES})
+def threads(calls: int, peak: Peak) -> None:
+    """Two threads against one, beside what a matrix product gains."""
+    most = torch.get_num_threads()
+    if most < 2:
+        print("\nTwo threads against one: not measured, torch has one thread here.")
+        return
+    table("Two threads against one", "| | one thread ms | two threads ms | gain | share of the product's gain |")
+    b, c = (pixel_cloud(*WORKLOADS[name].size) for name in "BC")
+    wide = layers(b[1], CPU, torch.randn(len(b[0]), 64))
+    runs: dict[str, Callable[[], float]] = {
+        "2048 x 2048 matrix product": machine.matrix_product,
+        "C": lambda: timed(layers(c[1], CPU), c[0], 1).total,
+        "B, 64 channels": lambda: timed(wide, b[0], 1).total,
+    }
+    spent: dict[tuple[str, int], list[float]] = {(name, number): [] for name in runs for number in (1, 2)}
+    for _ in range(calls):  # in turn, so that a slow moment of the machine meets all of them
+        for (name, number), times in spent.items():
+            torch.set_num_threads(number)
+            times.append(runs[name]())
+    torch.set_num_threads(most)
+    base = 0.0
+    for name in runs:
+        one, two = (median(spent[name, number]) for number in (1, 2))
+        base = base or one / two
+        share = one / two / base
+        note = "" if name.startswith("2048") else f"{share:.0%} ({'met' if share >= 0.9 else 'missed'}: goal 90%)"
+        print(f"| {name} | {one:.1f} | {two:.1f} | {one / two:.2f} | {note} |", flush=True)
 
 
-def timed(make: Callable[[Gaussians], tuple[Tensor, ...]], cloud: Gaussians, calls: int) -> tuple[float, float]:
-    """Median milliseconds of the forward and of the backward pass, after one call to warm up."""
-    forward, backward = [], []
-    for _ in range(calls + 1):
-        leaves = fresh(cloud)
-        start = time.perf_counter()
-        layers = make(leaves)
-        forward.append(time.perf_counter() - start)
-        gradients = [torch.randn_like(layer) for layer in layers]
-        start = time.perf_counter()
-        torch.autograd.backward(layers, gradients)
-        backward.append(time.perf_counter() - start)
-    return 1e3 * median(forward[1:]), 1e3 * median(backward[1:])
-
-
-def peak_kernel() -> Callable[[int, int], None]:
-    """A kernel that does BURST multiply-adds a round and worker, in ten independent vector registers."""
-    import numba
-    from llvmlite import ir
-    from numba.extending import intrinsic
-
-    from splatlearn.splatting.kernels.lanes import WIDTH, Lanes
-
-    array = numba.types.Array(numba.float32, 1, "C")
-
-    @intrinsic
-    def burst(typing_context, values):
-        def generate(context, builder, signature, arguments):
-            data = context.make_array(array)(context, builder, arguments[0]).data
-            places = [ir.Constant(ir.IntType(64), WIDTH * k) for k in range(10)]
-            lanes = [Lanes.load(builder, data, place) for place in places]
-            for _ in range(BURST // (10 * WIDTH)):
-                lanes = [lane.times(lane.like(0.999), lane.like(0.001)) for lane in lanes]
-            for lane, place in zip(lanes, places, strict=True):
-                lane.store(data, place)
-            return context.get_dummy_value()
-
-        return numba.void(array), generate
-
-    @numba.njit(parallel=True)
-    def multiply_add(rounds: int, workers: int) -> None:
-        for _worker in numba.prange(workers):
-            values = np.ones(10 * WIDTH, np.float32)
-            for _round in range(rounds):
-                burst(values)
-
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-    return multiply_add
-
-
-def floor_speeds() -> tuple[float, float]:
-    """Peak FLOP and copied bytes (read and written) a second, best of several, on torch's number of threads."""
-    multiply_add, workers = peak_kernel(), torch.get_num_threads()
-    multiply_add(10, workers)
-    source, target = torch.zeros(32 << 20), torch.zeros(32 << 20)
-    flops, copied = [], []
-    for _ in range(7):
-        start = time.perf_counter()
-        multiply_add(200_000, workers)
-        flops.append(200_000 * 2 * BURST * workers / (time.perf_counter() - start))
-        start = time.perf_counter()
-        target.copy_(source)
-        copied.append(2 * source.nbytes / (time.perf_counter() - start))
-    return max(flops), max(copied)
+def curve(calls: int, peak: Peak) -> None:
+    """Time per Gaussian as the picture grows with their number: as many a pixel, and as wide, as in workload C."""
+    table(
+        "Time per Gaussian, the picture growing with their number",
+        "| Gaussians | picture | blended a pixel | forward ns | backward ns | both ns | of which projection, binning "
+        "and back ns | both / those of 50,000 |",
+    )
+    first = 0.0
+    for number in CURVE:
+        height = round(sqrt(number / DENSITY * 3 / 4))
+        cloud, cameras = pixel_cloud(round(height * 4 / 3), height, number)
+        times = timed(layers(cameras, CPU), cloud, calls)
+        forward, backward, stages = (1e6 * ms / number for ms in (*times.passes, sum(times.stages)))
+        first = first or forward + backward
+        print(
+            f"| {number:,} | {cameras.width}x{cameras.height} | {channels.blended(cloud, cameras):.1f} | {forward:.0f} "
+            f"| {backward:.0f} | {forward + backward:.0f} | {stages:.0f} | {(forward + backward) / first:.2f} |",
+            flush=True,
+        )
 
 
 def first_call() -> float:
     """Seconds of the first forward and backward pass in a new process, imports of torch and splatlearn apart."""
     code = (
-        "import time, torch, splatlearn.splatting; from splatting import fresh, pixel_cloud;"
+        "import time, torch, splatlearn.splatting; from workloads import fresh, pixel_cloud;"
         "cloud, cameras = pixel_cloud(64, 48, 2000); cloud = fresh(cloud); start = time.perf_counter();"
         "splatlearn.splatting.render(cloud, cameras).color.sum().backward(); print(time.perf_counter() - start)"
     )
@@ -142,39 +123,28 @@ def first_call() -> float:
     return float(run.stdout)
 
 
-def row(name: str, forward: float, backward: float, note: str = "") -> None:
-    print(f"| {name} | {forward:.1f} | {backward:.1f} | {forward + backward:.1f} | {note} |")
+TABLES = {
+    "pictures": pictures,
+    "features": channels.features,
+    "alternatives": alternatives.compare,
+    "threads": threads,
+    "curve": curve,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer calls")
-    calls = 3 if parser.parse_args().quick else 9
-    options = RenderOptions(backend="cpu")
-    print(f"{platform.machine()} CPU, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    flops, copied = floor_speeds()
-    floors = [1e3 * max(flop / flops, size / copied) for flop, size in zip(FLOP, BYTES, strict=True)]
-    print(f"peak {flops / 1e9:.0f} GFLOP/s, copy {copied / 1e9:.1f} GB/s\n")
-    print("| workload | forward ms | backward ms | both ms | note |\n|---|---|---|---|---|")
-    large, seen = pixel_cloud(640, 480, 300_000)
-    ours = timed(lambda cloud: _layers(cloud, seen, options), large, calls)
-    ratio = sum(ours) / sum(floors)
-    row("floor, 640x480, 300,000 Gaussians", *floors, "RGB + depth + alpha")
-    row("`cpu`, the same", *ours, f"{ratio:.1f} floors; prototype {PROTOTYPE:.1f}; goal below {1.5 * PROTOTYPE:.1f}")
-    for views in (2, 8):
-        cloud, cameras = pixel_cloud(160, 120, 19_200, views)
-        times = timed(lambda cloud, to=cameras: _layers(cloud, to, options), cloud, calls)
-        row(f"`cpu`, {views} views of 160x120, 19,200 Gaussians", *times)
-    tiles = timed(lambda cloud: (render_tiles(cloud, seen, options),), large, 1)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    row("torch, tile batches, 640x480", *tiles, f"{sum(tiles) / sum(ours):.0f} x `cpu`; peak memory {memory:.1f} GB")
-    first_call()
-    print(f"\nfirst call in a new process: {median(first_call() for _ in range(3)):.2f} s")
-
-
-def _layers(cloud: Gaussians, cameras: Cameras, options: RenderOptions) -> tuple[Tensor, ...]:
-    seen = render(cloud, cameras, options=options)
-    return seen.color, seen.depth, seen.alpha
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES), help="some of the tables")
+    parser.add_argument("--memory", choices=channels.WIDE, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.memory:
+        print(channels.grown(given.memory))
+        return
+    peak = machine.peak()
+    print(f"{machine.name()}; peak {peak.flops / 1e9:.0f} GFLOP/s, copy {peak.copied / 1e9:.1f} GB/s.")
+    for name in given.only:
+        TABLES[name](3 if given.quick else 9, peak)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Legend: V views, P pairs, T tiles of one view, I (tile, pair) hits.
 import numpy as np
 from numba import prange
 
-from splatlearn.splatting.kernels.compilation import helper, kernel
+from splatlearn.splatting.kernels.compilation import allocating, helper, kernel
 
 DEPTH = 11
 """Field of a pair's record that holds its depth."""
@@ -14,7 +14,7 @@ DIGITS = 2048
 """Radix of one sorting pass: three passes of 11 bits cover the 32 bits of a float32 depth."""
 
 
-@helper
+@allocating
 def sort_view(keys: np.ndarray, tiles: np.ndarray, begin: int, end: int, order: np.ndarray) -> int:
     """Writes the drawn pairs of one view into order[begin:], by depth, ties by number; returns one past the last.
 
@@ -44,7 +44,7 @@ def sort_view(keys: np.ndarray, tiles: np.ndarray, begin: int, end: int, order: 
     return last
 
 
-@helper
+@allocating
 def depth_keys(records: np.ndarray) -> np.ndarray:
     """(P) bits of the depths, as uint32."""
     depths = np.empty(len(records), np.float32)
@@ -53,7 +53,7 @@ def depth_keys(records: np.ndarray) -> np.ndarray:
     return depths.view(np.uint32)
 
 
-@helper
+@allocating
 def running_total(counts: np.ndarray) -> np.ndarray:
     """(len(counts) + 1) sums of what lies before, int64."""
     total = np.zeros(len(counts) + 1, np.int64)
@@ -68,7 +68,7 @@ def part_of(begin: int, end: int, part: int, parts: int) -> tuple[int, int]:
     return begin + (end - begin) * part // parts, begin + (end - begin) * (part + 1) // parts
 
 
-@helper
+@allocating
 def start_tiles(cursors: np.ndarray, views: int, parts: int) -> np.ndarray:
     """Turns the counts (V parts, T) of each task and tile into the places where it writes, task after task within
     a tile; returns the first place of every tile (V T + 1)."""

@@ -14,7 +14,7 @@ from numba import float32, int64, prange
 from numba.core import cgutils
 
 from splatlearn.splatting.kernels.cells import CELLS, load_cells, to_cells, weigh_cells
-from splatlearn.splatting.kernels.compilation import helper, kernel
+from splatlearn.splatting.kernels.compilation import allocating, helper, kernel
 from splatlearn.splatting.kernels.compositing import FORWARD, Block, Images, close_tile
 from splatlearn.splatting.kernels.lanes import I64, PLACES, VECTOR, WIDTH, Lanes, intrinsic, pointer_of
 from splatlearn.splatting.kernels.products import Listed, gather_tile, load_pixels, spread_tile, store_pixels
@@ -107,7 +107,7 @@ def list_hit(
     return live, end
 
 
-@helper
+@allocating
 def list_tiles(
     worker: int,
     workers: int,

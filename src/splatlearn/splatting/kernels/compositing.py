@@ -9,7 +9,7 @@ import numpy as np
 from llvmlite import ir
 from numba import float32, int64, prange
 
-from splatlearn.splatting.kernels.compilation import helper, kernel
+from splatlearn.splatting.kernels.compilation import allocating, helper, kernel
 from splatlearn.splatting.kernels.lanes import I64, VECTOR, WIDTH, Lanes, Mask, intrinsic, pointer_of
 from splatlearn.splatting.kernels.products import OVERRUN, Further, gains_of
 from splatlearn.splatting.kernels.rows import WIDE
@@ -163,7 +163,7 @@ def close_tile(state: np.ndarray, left: int, top: int, columns: int, rows: int, 
             alpha[view, 0, top + y, left + x] = np.float32(1) - abs(state[at])
 
 
-@helper
+@allocating
 def draw_tiles(
     worker: int,
     workers: int,
@@ -295,7 +295,7 @@ def add_totals(
         state[place // WIDTH * BACKWARD + WIDTH + place % WIDTH] += values[first + entry] * gains[entry]
 
 
-@helper
+@allocating
 def differentiate_tiles(
     worker: int,
     workers: int,

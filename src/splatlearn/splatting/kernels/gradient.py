@@ -9,7 +9,7 @@ from math import sqrt
 import numpy as np
 from numba import prange
 
-from splatlearn.splatting.kernels.compilation import helper, kernel
+from splatlearn.splatting.kernels.compilation import allocating, helper, kernel
 from splatlearn.splatting.kernels.compositing import MOMENTS
 from splatlearn.splatting.kernels.harmonics import basis_gradient, fill_basis
 from splatlearn.splatting.kernels.projection import CHUNK, LOG2_E, Cloud, chunk_starts_of, group_of
@@ -217,7 +217,7 @@ def pair_gradient(
     pose[15] += by_cy
 
 
-@helper
+@allocating
 def gradient_range(
     cloud: Cloud,
     camera: Camera,
@@ -241,7 +241,7 @@ def gradient_range(
             pair_gradient(camera, cloud, i, smoothing, records[pair], total, scratch, outputs, pose)
 
 
-@helper
+@allocating
 def sum_parts(parts: np.ndarray, chunk_starts: np.ndarray, view_starts: np.ndarray) -> np.ndarray:
     """Adds the camera gradients (chunks, views of an item, POSE) of all chunks in order: (V POSE)."""
     result = np.zeros((view_starts[-1], POSE))

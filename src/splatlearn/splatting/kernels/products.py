@@ -9,7 +9,7 @@ Legend: I (tile, pair) hits, E entries (hit, pixel), T tiles of all views, V vie
 
 import numpy as np
 
-from splatlearn.splatting.kernels.compilation import helper
+from splatlearn.splatting.kernels.compilation import allocating, helper
 from splatlearn.splatting.kernels.lanes import WIDTH
 from splatlearn.splatting.kernels.rows import WIDE, dot_row, fetch, gather_row, spread_row, stride_of
 from splatlearn.splatting.kernels.tiles import PIXELS, corner_of, pixel_of
@@ -170,7 +170,7 @@ def dot_tile(
         dot_row(stride, gains, firsts[index], row, 0, pixels, places, begin, end)
 
 
-@helper
+@allocating
 def gains_of(
     index: int,
     hits: np.ndarray,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from splatlearn.splatting.kernels.compilation import helper, kernel
+from splatlearn.splatting.kernels.compilation import allocating, helper, kernel
 from splatlearn.splatting.kernels.harmonics import fill_basis
 from splatlearn.splatting.kernels.vectors import (
     Camera,
@@ -124,7 +124,7 @@ def project_pair(camera: Camera, cloud: Cloud, i: int, limits: Any, record: np.n
     return box[0] < box[1] and box[2] < box[3]
 
 
-@helper
+@allocating
 def project_range(
     cloud: Cloud,
     camera: Camera,
@@ -149,7 +149,7 @@ def project_range(
     return clean
 
 
-@helper
+@allocating
 def chunk_starts_of(row_starts: np.ndarray) -> np.ndarray:
     """The first chunk of each group of rows, and one past the last; a group without rows has one chunk."""
     starts = np.zeros(len(row_starts), np.int64)

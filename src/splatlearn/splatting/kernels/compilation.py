@@ -28,9 +28,8 @@ ONLY_PRANGE: Any = {
     "stencil": False,
 }
 """Numba would also make tasks of every small array operation, which takes seconds to compile and gains nothing."""
-
-
-INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **OPTIONS}
+BORROWING: dict[str, Any] = {"_nrt": False, **INNER}
 
 
 def helper(function: Callable[..., Any]) -> Any:
@@ -39,12 +38,12 @@ def helper(function: Callable[..., Any]) -> Any:
     It may neither make nor return arrays: those of its caller outlive it, so it counts no references to them. Counting
     took a third of the time of projection.
     """
-    return numba.njit(_nrt=False, **INNER, **OPTIONS)(function)
+    return numba.njit(**BORROWING)(function)
 
 
 def allocating(function: Callable[..., Any]) -> Any:
     """A helper that makes or returns arrays."""
-    return numba.njit(**INNER, **OPTIONS)(function)
+    return numba.njit(**INNER)(function)
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -28,7 +28,7 @@ SEEDS = 3
 RANDOM_FROZEN = "baseline/random_frozen"
 
 
-def demo(*, out: Path = Path("demo"), seed: int = 0, steps: int = 130) -> str:
+def demo(*, out: Path = Path("demo"), seed: int = 0, steps: int = 110) -> str:
     """First result on this machine: furnished rooms, GS3 on them, a probe table, a report.
 
     Makes rooms; pre-trains a sparse U-Net by rendering, with three seeds; trains the same heads on a frozen random

@@ -111,8 +111,8 @@ class PointEncoder(Encoder, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the weights; inputs are taken to it."""
-        return next(self.parameters()).dtype
+        """Precision of the weights."""
+        return next((parameter.dtype for parameter in self.parameters()), torch.get_default_dtype())
 
     @abstractmethod
     def embed(self, points: Points) -> Tokens:
@@ -123,7 +123,8 @@ class PointEncoder(Encoder, ABC):
         """Features from the stem's tokens; tokens beyond those of `points` map to no input point."""
 
     def forward(self, points: Points) -> PointFeatures:
-        """Encodes packed clouds; items do not see each other."""
+        """Encodes packed clouds, taken to the precision of the weights; items do not see each other."""
+        points = points.in_precision(self.dtype)
         return self.encode(self.embed(points), points)
 
 

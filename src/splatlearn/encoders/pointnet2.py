@@ -119,7 +119,7 @@ class SetAbstraction(Perceptron):
         """The first layer on [offset, features]; the features' part is computed once per point, not per pair."""
         layer = cast(Layer, self.blocks[0])
         place, rest = layer.linear.weight.split([3, features.shape[1]], 1)
-        rows = nn.functional.linear(offsets.to(place.dtype), place)
+        rows = nn.functional.linear(offsets, place)
         if features.shape[1]:
             rows = rows + nn.functional.linear(features, rest).index_select(0, group)
         return layer.norm(rows).relu_()
@@ -223,7 +223,7 @@ class PointNet2(PointEncoder):
         """The points with their inputs as features, in hashed order, and that order."""
         if not bool(torch.isfinite(points.xyz).all()):
             raise UserError("pointnet2: points with coordinates that are not finite; drop them first")
-        values = stack_inputs(points, self.config.inputs).to(self.dtype)
+        values = stack_inputs(points, self.config.inputs)
         order = hashed_order(torch.cat([points.xyz, values], 1), points.item)
         return Tokens(counts=points.counts, xyz=points.xyz[order], features=values[order]), order
 

@@ -207,8 +207,7 @@ class SparseUNet(PointEncoder):
         """
         grid = self._grid(points)
         voxels, rows = unique_voxels(grid.keys(points.xyz, points.item), len(points.counts))
-        inputs = stack_inputs(points, self.config.inputs).to(self.dtype)
-        values = pool_mean(inputs, rows, len(voxels))
+        values = pool_mean(stack_inputs(points, self.config.inputs), rows, len(voxels))
         features = self.stem(values, submanifold_map(voxels, self.config.stem_kernel))
         return Tokens(counts=voxels.counts, xyz=grid.centers(voxels), features=features)
 

@@ -132,6 +132,10 @@ class Packed:
         """A copy on `device`; counts stay on the host."""
         return self._map(lambda value: value.to(device, non_blocking=non_blocking), self.counts)
 
+    def in_precision(self, dtype: torch.dtype) -> Self:
+        """The same with every floating-point tensor as `dtype`."""
+        return self._map(lambda value: value.to(dtype) if value.is_floating_point() else value, self.counts)
+
     def pin_memory(self) -> Self:
         """A copy in page-locked host memory."""
         return self._map(lambda value: value.pin_memory(), self.counts)

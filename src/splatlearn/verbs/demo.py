@@ -1,13 +1,12 @@
 """`demo`: make a world, pre-train, prove it, show it; nothing is downloaded."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from splatlearn.engine.summary import Summary
-    from splatlearn.engine.trainable import Recipe
     from splatlearn.verbs.pretrain import Job
 
 SETTINGS: dict[str, Any] = {
@@ -42,25 +41,26 @@ def demo(*, out: Path = Path("demo"), seed: int = 0, steps: int = 110) -> str:
 
     Returns:
         The verdict and where the report is.
+
+    Raises:
+        UserError: a run failed.
     """
     from rich.console import Console
 
-    from splatlearn.config import merge
+    from splatlearn.engine.loop import train
     from splatlearn.engine.report import preview, write_report
     from splatlearn.verbs.evaluate import evaluate_table
-    from splatlearn.verbs.pretrain import plan
 
     tell = Console(stderr=True).print
-    jobs = {out / f"gs3-seed{seed + k}": plan("gs3", steps=steps, seed=seed + k, **SETTINGS) for k in range(SEEDS)}
-    heads_only = merge(SETTINGS, {"recipe_options": {"freeze_student": True}})
-    frozen = plan("gs3", steps=steps, seed=seed, **heads_only)
+    runs = {out / f"gs3-seed{seed + k}": _plan(steps, seed + k) for k in range(SEEDS)}
+    frozen = out / "random-frozen"
     tell("making furnished rooms (once; they are cached)")
-    frozen.source.scenes()
-    recipes = [_train(job, run, tell)[0] for run, job in jobs.items()]
-    baseline = _train(frozen, out / "random-frozen", tell)[1]
+    first = next(iter(runs.values()))
+    first.source.scenes()
+    trained = _train({**runs, frozen: _plan(steps, seed, freeze_student=True)}, out / "status.json", tell)
     tell("probes on rooms that no encoder has seen")
     table = evaluate_table(
-        [*jobs],
+        [*runs],
         data=SETTINGS["data"],
         seeds=SEEDS,
         labels=(1.0,),
@@ -70,19 +70,54 @@ def demo(*, out: Path = Path("demo"), seed: int = 0, steps: int = 110) -> str:
         json=out / "probes.json",
         tell=tell,
     )
-    metrics = {
-        RANDOM_FROZEN: baseline.metrics["val_psnr"],
-        f"{RANDOM_FROZEN}_novel": baseline.metrics["val_psnr_novel"],
-    }
-    report = write_report(next(iter(jobs)), preview(recipes[0]), probes=table.to_dicts(), metrics=metrics)
+    metrics = {f"{RANDOM_FROZEN}{kind}": trained[frozen][f"val_psnr{kind}"] for kind in ("", "_novel")}
+    recipe, run = first.build(), next(iter(runs))
+    train(recipe, first.train, run, settings=first.settings, show=False)  # its weights: the run is over
+    report = write_report(run, preview(recipe), probes=table.to_dicts(), metrics=metrics)
     shutil.copyfile(report, out / "report.html")
     return f"{table}\n\nreport: {out / 'report.html'}"
 
 
-def _train(job: "Job", run: Path, tell: Callable[[str], None]) -> "tuple[Recipe[Any], Summary]":
-    """The trained recipe and its summary; a run that is there is continued."""
+def _plan(steps: int, seed: int, **recipe_options: Any) -> "Job":
+    from splatlearn.config import merge
+    from splatlearn.verbs.pretrain import plan
+
+    return plan("gs3", steps=steps, seed=seed, **merge(SETTINGS, {"recipe_options": recipe_options}))
+
+
+def _train(runs: "Mapping[Path, Job]", record: Path, tell: Callable[[str], None]) -> dict[Path, Mapping[str, float]]:
+    """Metrics of all runs. On a CPU several train at the same time: steps so small gain little by threads.
+
+    Raises:
+        UserError: some failed.
+        SystemExit: stopped by a signal.
+    """
+    from splatlearn.engine.jobs import Job as Work
+    from splatlearn.engine.jobs import run_jobs, table
+    from splatlearn.engine.jobs_local import Processes, ThisProcess, cores
+    from splatlearn.errors import UserError
+    from splatlearn.tasks.base import pick_device
+
+    slots = min(cores(), len(runs)) if pick_device("auto") == "cpu" else 1
+    tell(f"{', '.join(map(str, runs))}: {next(iter(runs.values())).train.steps} steps each, {slots} at the same time")
+    work = [Work(str(run), partial(_run, job, run, run == next(iter(runs)))) for run, job in runs.items()]
+    record.parent.mkdir(parents=True, exist_ok=True)
+    statuses = run_jobs(
+        work,
+        ThisProcess() if slots == 1 else Processes(slots),
+        retries=0,
+        record=record,
+        watch=lambda status: tell(f"{status.name}: {status.state} {status.metrics.get('val_psnr', 0):.2f} dB"),
+    )
+    if any(status.state == "stopped" for status in statuses):
+        raise SystemExit(143)
+    if any(status.state == "failed" for status in statuses):
+        raise UserError(f"pre-training failed, see {record}\n{table(statuses, {'val_psnr': 'PSNR, dB'})}")
+    return {run: status.metrics for run, status in zip(runs, statuses, strict=True)}
+
+
+def _run(job: "Job", run: Path, show: bool, attempt: int) -> Mapping[str, float]:
+    """Trains, or continues, one run."""
     from splatlearn.engine.loop import train
 
-    tell(f"{run}: {job.train.steps} steps")
-    recipe = job.build()
-    return recipe, train(recipe, job.train, run, resume="auto", settings=job.settings)
+    return train(job.build(), job.train, run, resume="auto", settings=job.settings, show=show).metrics

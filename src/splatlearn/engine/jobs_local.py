@@ -5,6 +5,7 @@ import os
 from concurrent.futures import Future, ProcessPoolExecutor
 
 from splatlearn.engine.jobs import Reply, Work, attempt_at
+from splatlearn.engine.runtime import threads_of_children
 
 
 class ThisProcess:
@@ -36,7 +37,8 @@ class Processes:
     def submit(self, work: Work, attempt: int) -> "Future[Reply]":
         """Spawns: a fork would take locks of Numba and OpenMP with it."""
         pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-        future = pool.submit(attempt_at, work, attempt, self.threads)
+        with threads_of_children(self.threads):
+            future = pool.submit(attempt_at, work, attempt, self.threads)
         future.add_done_callback(lambda _: pool.shutdown(wait=False))
         return future
 

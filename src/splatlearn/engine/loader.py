@@ -15,7 +15,7 @@ import warnings
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
@@ -26,6 +26,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from splatlearn.data.scene import Data, Rejected, Scene
+from splatlearn.engine.runtime import threads_of_children
 from splatlearn.errors import BadData, ConfigError, UserError
 from splatlearn.structures import Batch
 
@@ -34,7 +35,6 @@ ATTEMPTS = 50
 """Redraws of one position before the data are given up."""
 LOYAL_ATTEMPTS = 4
 """Attempts that stay with the position's scene; later ones may turn to another, as a scene may have no sample."""
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 class Order:
@@ -222,7 +222,7 @@ class Loader(Generic[B]):
         """Yields batches, with the seconds waited in `waited` and the draws rejected for it in `rejected`."""
         self._positions.stream = positions
         begun = time.perf_counter()
-        with _one_thread_per_worker(self.workers):
+        with threads_of_children(1) if self.workers else nullcontext():
             drawn_batches = iter(self._loader)
         while True:
             with _single_thread(not self.workers):
@@ -293,22 +293,6 @@ def _single_thread(active: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _one_thread_per_worker(workers: int) -> Iterator[None]:
-    """Children read these variables when they load their libraries."""
-    old = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    if workers:
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in old.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _usable_workers(workers: int, samples: Samples) -> int:

@@ -15,6 +15,7 @@ import pytest
 from splatlearn.engine.jobs import Job, Reply, Status, attempt_at, run_jobs, table
 from splatlearn.engine.jobs_local import Processes, ThisProcess
 from splatlearn.engine.jobs_ray import RayCluster, divide
+from splatlearn.engine.runtime import THREAD_VARIABLES
 from splatlearn.errors import UserError
 
 
@@ -30,6 +31,8 @@ def work(kind: str, folder: Path, attempt: int) -> dict[str, float]:
         os._exit(9)
     if kind == "ended":
         raise SystemExit(143)
+    if kind == "threads":
+        return {name: float(os.environ[name]) for name in THREAD_VARIABLES}
     return {"value": len(kind) + attempt / 2}
 
 
@@ -164,6 +167,13 @@ class TestProcesses:
         assert [(one.state, one.attempts) for one in found] == [("failed", 2), ("done", 1), ("done", 2)]
         assert "its process died" in found[0].error
         assert sorted(calls(tmp_path)) == ["dead 1", "dead 2", "good 1", "late 1", "late 2"]
+
+    def test_each_has_its_share_of_the_cores(self, tmp_path):
+        before = dict(os.environ)
+        backend = Processes(2)
+        (found,) = run_jobs(jobs(tmp_path, "threads"), backend)
+        assert set(found.metrics.values()) == {backend.threads}
+        assert dict(os.environ) == before
 
 
 def test_threads():

@@ -21,6 +21,7 @@ for threads in (1, 1, 2, 2):
     tensors, features = tensors_of(cloud, cameras, torch.float32), rows.clone().requires_grad_()
     seen = render(*assemble(tensors, cloud, cameras), features, options=RenderOptions(backend="cpu"))
     sum((layer * layer.detach().cos()).sum() for layer in seen).backward()
+    assert torch.get_num_threads() == threads, "Numba's threads are not torch's"
     found = [*seen, *(t.grad for t in tensors.values()), features.grad, *lift(maps, cloud, cameras)]
     print(hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in found)).hexdigest())
 """

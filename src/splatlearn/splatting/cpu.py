@@ -136,14 +136,15 @@ def _layout(gaussians: Gaussians, cameras: Cameras, options: "RenderOptions") ->
 def _threads() -> Iterator[int]:
     """Holds the lock and gives Numba as many threads as torch has."""
     with LOCK:
-        before, threads = numba.get_num_threads(), torch.get_num_threads()
+        threads = torch.get_num_threads()
+        before = numba.get_num_threads()
         workers = min(threads, config.NUMBA_NUM_THREADS)
         numba.set_num_threads(workers)
         try:
             yield workers
         finally:
             numba.set_num_threads(before)
-            if torch.get_num_threads() != threads:  # Numba's first kernel sets OpenMP's number, which is torch's, too
+            if torch.get_num_threads() != threads:  # Numba's first call sets OpenMP's number, which is torch's
                 torch.set_num_threads(threads)
 
 

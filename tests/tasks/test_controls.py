@@ -3,6 +3,7 @@
 import gc
 import json
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from safetensors.torch import save_file
 
 from splatlearn.data.scene import Source
 from splatlearn.engine.checkpoint import describe_encoder
+from splatlearn.errors import UserError
 from splatlearn.tasks.base import resolve_encoder
-from splatlearn.tasks.controls import WANTED, Comparison, Margin, compare_with_controls
+from splatlearn.tasks.controls import WANTED, Comparison, Margin, _run, _tuned, compare_with_controls
 from splatlearn.tasks.evaluation import Trial
 from splatlearn.tasks.segmentation import Segmentation
 from tasks import worlds
@@ -97,3 +99,28 @@ class TestMargin:
         margin = Margin((40.0, 42.0), (30.0, 32.0), (36.0, 37.0), None)
         assert margin.clear is None
         assert str(margin).startswith("The margin: +10.0 mIoU over random, +4.5 over raw inputs; worst pre-trained")
+
+
+def test_parts_in_processes_give_the_same_table(tmp_path):
+    """They travel by name, so this takes a world and an encoder that every process knows."""
+    encoder = resolve_encoder("random:sparse_unet.tiny").encoder
+    save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
+    (tmp_path / "encoder.json").write_text(json.dumps(describe_encoder(encoder)))
+    trial = Trial(task="segmentation.tiny", source=Source(name="rooms.tiny"), task_options=FAST)
+    told: list[str] = []
+    here, apart = (
+        compare_with_controls(
+            trial, [tmp_path], seeds=1, labels=(1.0,), finetune_labels=(), jobs=jobs, tell=told.append
+        )
+        for jobs in (1, 2)
+    )
+    assert [e.metrics for e in here.evaluations] == [e.metrics for e in apart.evaluations]
+    assert str(here) == str(apart)
+    assert told[3:] and all(line.endswith(": done") for line in told[3:])
+
+
+def test_a_part_that_fails_in_a_process_is_named(tmp_path):
+    trial = Trial(task="segmentation.tiny", source=Source(name="rooms.tiny"), task_options=FAST)
+    parts = {"this one": partial(_tuned, trial, "random:nothing", None)}
+    with pytest.raises(UserError, match=r"this one: .*nothing"):
+        _run(parts, 2, lambda text: None)

@@ -7,9 +7,11 @@ at least what `WANTED` says for this data; of other data only the differences ar
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -17,9 +19,13 @@ from splatlearn import registry
 from splatlearn.config import to_options
 from splatlearn.encoders.base import PointEncoder
 from splatlearn.engine.checkpoint import replace_file
-from splatlearn.errors import ConfigError
+from splatlearn.engine.jobs import Job, run_jobs
+from splatlearn.engine.jobs_local import Processes
+from splatlearn.errors import ConfigError, UserError
 from splatlearn.tasks.base import resolve_encoder
 from splatlearn.tasks.evaluation import Evaluation, Trial, draw, find_encoder, run_probe
+
+Part = Callable[[], list[Evaluation]]
 
 
 class Wanted(NamedTuple):
@@ -160,6 +166,7 @@ def compare_with_controls(
     labels: Sequence[float] = (1.0, 0.1),
     finetune_labels: Sequence[float] = (0.1,),
     finetune_seeds: int | None = None,
+    jobs: int = 1,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """The table: pre-trained, random and raw, frozen, with linear probes; fine-tuned and from scratch.
@@ -174,46 +181,71 @@ def compare_with_controls(
         labels: shares of the labels for the linear probes.
         finetune_labels: shares of the labels for fine-tuning and training from scratch.
         finetune_seeds: number of seeds of those two rows, by default all; each takes longer than all probes of a seed.
-        tell: gets a line when something begins.
+        jobs: parts of the table at the same time, each in a process of its own with its share of the cores.
+        tell: gets a line when something begins, or is done by one of several `jobs`.
 
     Raises:
         ConfigError: the runs hold different encoders.
+        UserError: a part failed.
     """
     like = _one_kind(runs)
     random = f"random:{like.name}", to_options(like.config)
     of_seed = {trial.seed + k: str(runs[k % len(runs)]) for k in range(seeds)}
     frozen = replace(trial, probe="linear")
-    found: list[Evaluation] = []
+    parts: dict[str, Part] = {}
     for run in dict.fromkeys(of_seed.values()):
-        found += _linear(frozen, run, None, [seed for seed in of_seed if of_seed[seed] == run], labels, tell)
-    found += _linear(frozen, "raw", None, of_seed, labels, tell)
+        own = [seed for seed in of_seed if of_seed[seed] == run]
+        parts[f"linear probe of {run}"] = partial(_linear, frozen, run, None, own, labels)
+    parts["linear probe of raw"] = partial(_linear, frozen, "raw", None, [*of_seed], labels)
     for seed in of_seed:  # random weights differ from seed to seed, and so do their features
-        found += _linear(frozen, *random, [seed], labels, tell)
+        parts[f"seed {seed}: linear probe of {random[0]}"] = partial(_linear, frozen, *random, [seed], labels)
     for seed, run in [*of_seed.items()][:finetune_seeds]:
         for share, (name, options) in product(finetune_labels, ((run, None), random)):
-            tell(f"seed {seed}: training everything from {name}, {100 * share:g} % of the labels")
             tuned = replace(trial, probe="finetune", seed=seed, labels=share)
-            found.append(run_probe(tuned, find_encoder(tuned, name, options), name))
-    return Comparison(tuple(found))
+            what = f"seed {seed}: training everything from {name}, {100 * share:g} % of the labels"
+            parts[what] = partial(_tuned, tuned, name, options)
+    return Comparison(tuple(_run(parts, jobs, tell)))
+
+
+def _run(parts: Mapping[str, Part], jobs: int, tell: Callable[[str], None]) -> list[Evaluation]:
+    """All parts, one after another here, or `jobs` at a time in processes, which hand over files."""
+    if jobs == 1:
+        found = []
+        for name, part in parts.items():
+            tell(name)
+            found += part()
+        return found
+    with TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{number}.json" for number in range(len(parts))]
+        work = [Job(name, partial(_write, part, file)) for (name, part), file in zip(parts.items(), files)]
+        statuses = run_jobs(work, Processes(jobs), retries=0, watch=lambda one: tell(f"{one.name}: {one.state}"))
+        if any(status.state == "stopped" for status in statuses):
+            raise SystemExit(143)
+        failed = [f"{status.name}: {status.error}" for status in statuses if status.state == "failed"]
+        if failed:
+            raise UserError("\n".join(failed))
+        return [Evaluation(**values) for file in files for values in json.loads(file.read_text())]
+
+
+def _write(part: Part, file: Path, attempt: int) -> Mapping[str, float]:
+    file.write_text(json.dumps([evaluation.to_dict() for evaluation in part()]))
+    return {}
 
 
 def _linear(
-    trial: Trial,
-    name: str,
-    options: Mapping[str, Any] | None,
-    seeds: Iterable[int],
-    labels: Sequence[float],
-    tell: Callable[[str], None],
+    trial: Trial, name: str, options: Mapping[str, Any] | None, seeds: Sequence[int], labels: Sequence[float]
 ) -> list[Evaluation]:
     """Linear probes of one encoder; its features are held in memory for the length of this call, no longer."""
-    seeds = list(seeds)
     resolved = find_encoder(replace(trial, seed=seeds[0]), name, options)
     held = registry.tasks.family(trial.task).cls.hold(trial.config, resolved.encoder, trial.source)
-    found = []
-    for seed in seeds:
-        tell(f"seed {seed}: linear probe of {name}")
-        found += [run_probe(replace(trial, seed=seed, labels=s), resolved, name, held=held) for s in labels]
-    return found
+    return [
+        run_probe(replace(trial, seed=seed, labels=share), resolved, name, held=held)
+        for seed, share in product(seeds, labels)
+    ]
+
+
+def _tuned(trial: Trial, name: str, options: Mapping[str, Any] | None) -> list[Evaluation]:
+    return [run_probe(trial, find_encoder(trial, name, options), name)]
 
 
 def _one_kind(runs: Iterable[Path]) -> PointEncoder:

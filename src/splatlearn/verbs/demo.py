@@ -24,7 +24,6 @@ SETTINGS: dict[str, Any] = {
 from their point's own colour, so that so short a run is sharp; refining pixel by pixel makes a step shorter. With
 the preset's warm-up, five steps of so short a run, one seed of three had features of half the rank and 6 mIoU less."""
 SEEDS = 3
-FINETUNE_STEPS = 80
 RANDOM_FROZEN = "baseline/random_frozen"
 
 
@@ -63,13 +62,13 @@ def demo(*, out: Path = Path("demo"), seed: int = 0, steps: int = 110) -> str:
     table = evaluate_table(
         [*runs],
         data=SETTINGS["data"],
-        task_options={"finetune_steps": FINETUNE_STEPS},
         seeds=SEEDS,
         labels=(1.0,),
         finetune_labels=(0.1,),
         finetune_seeds=1,
         seed=seed,
         json=out / "probes.json",
+        jobs=_slots(),
         tell=tell,
     )
     metrics = {f"{RANDOM_FROZEN}{kind}": trained[frozen][f"val_psnr{kind}"] for kind in ("", "_novel")}
@@ -96,11 +95,10 @@ def _train(runs: "Mapping[Path, Job]", record: Path, tell: Callable[[str], None]
     """
     from splatlearn.engine.jobs import Job as Work
     from splatlearn.engine.jobs import run_jobs, table
-    from splatlearn.engine.jobs_local import Processes, ThisProcess, cores
+    from splatlearn.engine.jobs_local import Processes, ThisProcess
     from splatlearn.errors import UserError
-    from splatlearn.tasks.base import pick_device
 
-    slots = min(cores(), len(runs)) if pick_device("auto") == "cpu" else 1
+    slots = _slots()
     tell(f"{', '.join(map(str, runs))}: {next(iter(runs.values())).train.steps} steps each, {slots} at the same time")
     work = [Work(str(run), partial(_run, job, run, run == next(iter(runs)))) for run, job in runs.items()]
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +114,14 @@ def _train(runs: "Mapping[Path, Job]", record: Path, tell: Callable[[str], None]
     if any(status.state == "failed" for status in statuses):
         raise UserError(f"pre-training failed, see {record}\n{table(statuses, {'val_psnr': 'PSNR, dB'})}")
     return {run: status.metrics for run, status in zip(runs, statuses, strict=True)}
+
+
+def _slots() -> int:
+    """Runs or probes at the same time: on a CPU as many as there are runs, where there are cores for them."""
+    from splatlearn.engine.jobs_local import cores
+    from splatlearn.tasks.base import pick_device
+
+    return min(cores(), SEEDS + 1) if pick_device("auto") == "cpu" else 1
 
 
 def _run(job: "Job", run: Path, show: bool, attempt: int) -> Mapping[str, float]:

@@ -93,6 +93,7 @@ def evaluate_table(
     data_options: Options | None = None,
     task_options: Options | None = None,
     train_options: Options | None = None,
+    jobs: int = 1,
     tell: Callable[[str], None] = lambda text: None,
 ) -> "Comparison":
     """A pre-trained encoder beside its controls: random and raw under linear probes, fine-tuned and from scratch.
@@ -111,7 +112,8 @@ def evaluate_table(
         data_options: options of the data's reader.
         task_options: options of the task.
         train_options: options of the training loop.
-        tell: gets a line whenever another part begins.
+        jobs: parts of the table at the same time, each in a process of its own.
+        tell: gets a line whenever another part begins, or is done by one of several `jobs`.
 
     Raises:
         UserError: as `evaluate`; runs of different encoders.

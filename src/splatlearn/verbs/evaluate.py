@@ -133,6 +133,7 @@ def evaluate_table(
         labels=labels,
         finetune_labels=finetune_labels,
         finetune_seeds=finetune_seeds,
+        jobs=jobs,
         tell=tell,
     )
     if file is not None:

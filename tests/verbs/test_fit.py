@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -299,7 +300,8 @@ class TestManyScenes:
             *WORDS,
         ]
         command = [sys.executable, "-m", "splatlearn", *words]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore Ctrl-C
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=heard)
         logs = [run / f"room-0-000{i}" / "log.jsonl" for i in range(2)]
         deadline = time.monotonic() + 600
         while not all(log.exists() for log in logs) and time.monotonic() < deadline and process.poll() is None:

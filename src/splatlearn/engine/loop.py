@@ -349,7 +349,7 @@ class _Run(Generic[B]):
             found = newest_checkpoint(self.folder.checkpoints)
         if found is not None:
             checkpoint = load_checkpoint(found)
-            if self.main and checkpoint.state["step"] < self.steps:
+            if self.main and not (self.folder.path / "summary.json").is_file():  # else it is over already
                 warn_about_changes(checkpoint.state["environment"], self._environment())
             self.trainable.load_state_dict(checkpoint.tensors["model"])
             load_optimizer_tensors(self.optimizer, checkpoint.tensors["optimizer"])

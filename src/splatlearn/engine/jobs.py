@@ -169,6 +169,20 @@ def run_jobs(
     return list(statuses.values())
 
 
+def require_done(statuses: Sequence[Status]) -> None:
+    """Complains unless all jobs are done.
+
+    Raises:
+        SystemExit: some were stopped by a signal.
+        UserError: some failed; with what was wrong.
+    """
+    if any(status.state == "stopped" for status in statuses):
+        raise SystemExit(143)
+    failed = [f"{status.name}: {status.error}" for status in statuses if status.state == "failed"]
+    if failed:
+        raise UserError("\n".join(failed))
+
+
 def table(statuses: Sequence[Status], columns: Mapping[str, str]) -> str:
     """A line a job: name, state, attempts, minutes, metrics; then a line for each error.
 

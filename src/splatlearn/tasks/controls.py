@@ -19,9 +19,9 @@ from splatlearn import registry
 from splatlearn.config import to_options
 from splatlearn.encoders.base import PointEncoder
 from splatlearn.engine.checkpoint import replace_file
-from splatlearn.engine.jobs import Job, run_jobs
+from splatlearn.engine.jobs import Job, require_done, run_jobs
 from splatlearn.engine.jobs_local import Processes
-from splatlearn.errors import ConfigError, UserError
+from splatlearn.errors import ConfigError
 from splatlearn.tasks.base import resolve_encoder
 from splatlearn.tasks.evaluation import Evaluation, Trial, draw, find_encoder, run_probe
 
@@ -219,11 +219,7 @@ def _run(parts: Mapping[str, Part], jobs: int, tell: Callable[[str], None]) -> l
         files = [Path(folder) / f"{number}.json" for number in range(len(parts))]
         work = [Job(name, partial(_write, part, file)) for (name, part), file in zip(parts.items(), files)]
         statuses = run_jobs(work, Processes(jobs), retries=0, watch=lambda one: tell(f"{one.name}: {one.state}"))
-        if any(status.state == "stopped" for status in statuses):
-            raise SystemExit(143)
-        failed = [f"{status.name}: {status.error}" for status in statuses if status.state == "failed"]
-        if failed:
-            raise UserError("\n".join(failed))
+        require_done(statuses)
         return [Evaluation(**values) for file in files for values in json.loads(file.read_text())]
 
 

@@ -94,9 +94,8 @@ def _train(runs: "Mapping[Path, Job]", record: Path, tell: Callable[[str], None]
         SystemExit: stopped by a signal.
     """
     from splatlearn.engine.jobs import Job as Work
-    from splatlearn.engine.jobs import run_jobs, table
+    from splatlearn.engine.jobs import require_done, run_jobs
     from splatlearn.engine.jobs_local import Processes, ThisProcess
-    from splatlearn.errors import UserError
 
     slots = _slots()
     tell(f"{', '.join(map(str, runs))}: {next(iter(runs.values())).train.steps} steps each, {slots} at the same time")
@@ -107,12 +106,9 @@ def _train(runs: "Mapping[Path, Job]", record: Path, tell: Callable[[str], None]
         ThisProcess() if slots == 1 else Processes(slots),
         retries=0,
         record=record,
-        watch=lambda status: tell(f"{status.name}: {status.state} {status.metrics.get('val_psnr', 0):.2f} dB"),
+        watch=lambda status: tell(f"{status.name}: {status.state}"),
     )
-    if any(status.state == "stopped" for status in statuses):
-        raise SystemExit(143)
-    if any(status.state == "failed" for status in statuses):
-        raise UserError(f"pre-training failed, see {record}\n{table(statuses, {'val_psnr': 'PSNR, dB'})}")
+    require_done(statuses)
     return {run: status.metrics for run, status in zip(runs, statuses, strict=True)}
 
 

@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import Future
 from functools import partial
 from importlib.util import find_spec
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,8 @@ def work(kind: str, folder: Path, attempt: int) -> dict[str, float]:
         os._exit(9)
     if kind == "ended":
         raise SystemExit(143)
+    if kind == "process":
+        return {"process": os.getpid(), "quiet": signal.getsignal(signal.SIGINT) is signal.default_int_handler}
     if kind == "threads":
         return {name: float(os.environ[name]) for name in THREAD_VARIABLES}
     return {"value": len(kind) + attempt / 2}
@@ -167,6 +171,29 @@ class TestProcesses:
         assert [(one.state, one.attempts) for one in found] == [("failed", 2), ("done", 1), ("done", 2)]
         assert "its process died" in found[0].error
         assert sorted(calls(tmp_path)) == ["dead 1", "dead 2", "good 1", "late 1", "late 2"]
+
+    def test_processes_are_kept(self, tmp_path):
+        """Seven jobs in two slots load the libraries twice; the processes go with the backend."""
+        backend = Processes(2)
+        before = {child.pid for child in active_children()}
+        found = run_jobs([Job(str(n), partial(work, "process", tmp_path)) for n in range(7)], backend)
+        used = {int(one.metrics["process"]) for one in found}
+        assert len(used) <= 2
+        assert all(one.metrics["quiet"] for one in found)  # Ctrl-C stops an attempt in order
+        assert used <= {child.pid for child in active_children()} - before
+        del backend
+        deadline = time.monotonic() + 20
+        while used & {child.pid for child in active_children()}:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def test_a_process_that_died_between_two_attempts_is_replaced(self, tmp_path):
+        backend = Processes(1)
+        [first] = run_jobs(jobs(tmp_path, "process"), backend)
+        os.kill(int(first.metrics["process"]), signal.SIGKILL)
+        [second] = run_jobs(jobs(tmp_path, "process"), backend)
+        assert second.state == "done"
+        assert second.metrics["process"] != first.metrics["process"]
 
     def test_each_has_its_share_of_the_cores(self, tmp_path):
         before = dict(os.environ)

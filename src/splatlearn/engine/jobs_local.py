@@ -1,8 +1,11 @@
-"""Backends of `run_jobs` on this machine: this process, or a process an attempt."""
+"""Backends of `run_jobs` on this machine: this process, or processes beside it."""
 
+import gc
 import multiprocessing
 import os
+import signal
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 from splatlearn.engine.jobs import Reply, Work, attempt_at
 from splatlearn.engine.runtime import threads_of_children
@@ -24,7 +27,10 @@ class ThisProcess:
 
 
 class Processes:
-    """Each attempt in a process of its own, so that memory is given back and a death is that of one attempt.
+    """Each attempt in a process that has nothing else to do, so that a death is that of one attempt.
+
+    A process is kept for later attempts, which need not load the libraries again, and goes with this object; one that
+    died is replaced.
 
     Args:
         slots: attempts at the same time; each has its share of the cores.
@@ -33,19 +39,40 @@ class Processes:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.threads = max(1, cores() // slots)
+        self._latest: dict[ProcessPoolExecutor, Future[Reply]] = {}
 
     def submit(self, work: Work, attempt: int) -> "Future[Reply]":
-        """Spawns: a fork would take locks of Numba and OpenMP with it."""
-        pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-        with threads_of_children(self.threads):
-            future = pool.submit(attempt_at, work, attempt, self.threads)
-        future.add_done_callback(lambda _: pool.shutdown(wait=False))
-        return future
+        """In a process that is free, or else a new one."""
+        for pool, latest in [*self._latest.items()]:
+            if latest.done():
+                try:
+                    return self._begin(pool, work, attempt)
+                except BrokenProcessPool:
+                    del self._latest[pool]
+        # spawned: a fork would take locks of Numba and OpenMP with it
+        return self._begin(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")), work, attempt)
 
     def stop(self) -> None:
         """SIGTERM to all."""
         for child in multiprocessing.active_children():
             child.terminate()
+
+    def _begin(self, pool: ProcessPoolExecutor, work: Work, attempt: int) -> "Future[Reply]":
+        with threads_of_children(self.threads):
+            self._latest[pool] = future = pool.submit(_in_turn, work, attempt, self.threads)
+        return future
+
+
+def _in_turn(work: Work, attempt: int, threads: int) -> Reply:
+    """One attempt of several in a process: leaves no garbage, and Ctrl-C ends a process that waits without a word."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return attempt_at(work, attempt, threads)
+    finally:
+        gc.collect()
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def cores() -> int:

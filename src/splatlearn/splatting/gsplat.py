@@ -29,7 +29,7 @@ from splatlearn.errors import UserError
 from splatlearn.splatting import harmonics
 from splatlearn.splatting.projection import unit
 from splatlearn.splatting.reference import poison
-from splatlearn.structures import SH_C0, Cameras, Gaussians
+from splatlearn.structures import Cameras, Gaussians
 
 if TYPE_CHECKING:
     from splatlearn.splatting.render import RenderOptions
@@ -101,20 +101,10 @@ def _trial(device: torch.device) -> str:
     """Draws one Gaussian; what is wrong with the picture, or an empty string."""
     from splatlearn.splatting.render import RenderOptions
 
-    one = Gaussians(
-        means=torch.tensor([[0.0, 0.0, 2.0]], device=device),
-        scales=torch.full((1, 3), 0.5, device=device),
-        quaternions=torch.tensor([[1.0, 0.0, 0.0, 0.0]], device=device),
-        opacities=torch.tensor([0.9], device=device),
-        sh=torch.full((1, 1, 3), 0.5 / SH_C0, device=device),
-    )
-    intrinsics = torch.tensor([[[8.0, 0.0, 4.5], [0.0, 8.0, 4.5], [0.0, 0.0, 1.0]]], device=device)
-    camera = Cameras(world_to_camera=torch.eye(4, device=device)[None], intrinsics=intrinsics, width=9, height=9)
-    color, _, depth, alpha = rasterize(one, camera, None, RenderOptions())
-    seen = [float(layer[0, 0, 4, 4]) for layer in (color, depth, alpha)]
-    expected = (0.9, 1.8, 0.9)
-    right = all(isclose(a, b, rel_tol=1e-3) for a, b in zip(seen, expected, strict=True))
-    return "" if right else f"it draws colour, depth and alpha {seen} where {list(expected)} is right"
+    color, _, depth, alpha = rasterize(*one_gaussian(device), None, RenderOptions())
+    seen = [float(layer[0, 0, SIZE // 2, SIZE // 2]) for layer in (color, depth, alpha)]
+    right = all(isclose(a, b, rel_tol=1e-3) for a, b in zip(seen, EXPECTED, strict=True))
+    return "" if right else f"it draws colour, depth and alpha {seen} where {list(EXPECTED)} is right"
 
 
 def _rasterization() -> Any:

@@ -185,31 +185,16 @@ def _trials() -> Rows:
     import torch
 
     from splatlearn.splatting.render import RenderOptions, render
-    from splatlearn.structures import SH_C0, Cameras, Gaussians
+    from splatlearn.splatting.trial import one_gaussian
 
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     rows = [
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("cuda", ", ".join(devices) or "no device"),
     ]
-    one = Gaussians(
-        counts=(1,),
-        means=torch.tensor([[0.0, 0.0, 2.0]]),
-        scales=torch.full((1, 3), 0.5),
-        quaternions=torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
-        opacities=torch.tensor([0.9]),
-        sh=torch.full((1, 1, 3), 0.5 / SH_C0),
-    )
-    camera = Cameras(
-        counts=(1,),
-        world_to_camera=torch.eye(4)[None],
-        intrinsics=torch.tensor([[[8.0, 0.0, 8.0], [0.0, 8.0, 8.0], [0.0, 0.0, 1.0]]]),
-        width=16,
-        height=16,
-    )
     for backend in ("reference", "cpu"):
         try:
-            light = float(render(one, camera, options=RenderOptions(backend=backend)).alpha.max())
+            light = float(render(*one_gaussian(), options=RenderOptions(backend=backend)).alpha.max())
             rows.append((backend, f"renders (greatest alpha {light:.2f})"))
         except Exception as error:  # whatever is wrong with an installation is what the reader wants to see
             rows.append((backend, f"FAILS: {type(error).__name__}: {error}"))

@@ -29,6 +29,7 @@ from splatlearn.errors import UserError
 from splatlearn.splatting import harmonics
 from splatlearn.splatting.projection import unit
 from splatlearn.splatting.reference import poison
+from splatlearn.splatting.trial import EXPECTED, SIZE, one_gaussian
 from splatlearn.structures import Cameras, Gaussians
 
 if TYPE_CHECKING:

@@ -465,7 +465,7 @@ class TestListAndDoctor:
 
         assert main(["doctor", "--full"]) == 0
         text = capsys.readouterr().out
-        assert text.count("renders (greatest alpha 0.85") == 2
+        assert text.count("renders (greatest alpha 0.90") == 2
         expected = "gsplat not tried: torch finds no CUDA device"
         assert (expected in " ".join(text.split())) != torch.cuda.is_available()
 

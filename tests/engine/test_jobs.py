@@ -174,7 +174,7 @@ class TestProcesses:
 
     def test_processes_are_kept(self, tmp_path):
         """Seven jobs in two slots load the libraries twice; the processes go with the backend."""
-        backend = Processes(2)
+        backend = Processes(2, keep=True)
         before = {child.pid for child in active_children()}
         found = run_jobs([Job(str(n), partial(work, "process", tmp_path)) for n in range(7)], backend)
         used = {int(one.metrics["process"]) for one in found}
@@ -187,8 +187,13 @@ class TestProcesses:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
+    def test_others_serve_once(self, tmp_path):
+        """The peak memory that a run tells is its own."""
+        found = run_jobs([Job(str(n), partial(work, "process", tmp_path)) for n in range(3)], Processes(1))
+        assert len({one.metrics["process"] for one in found}) == 3
+
     def test_a_process_that_died_between_two_attempts_is_replaced(self, tmp_path):
-        backend = Processes(1)
+        backend = Processes(1, keep=True)
         [first] = run_jobs(jobs(tmp_path, "process"), backend)
         os.kill(int(first.metrics["process"]), signal.SIGKILL)
         [second] = run_jobs(jobs(tmp_path, "process"), backend)

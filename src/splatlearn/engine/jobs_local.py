@@ -29,20 +29,19 @@ class ThisProcess:
 class Processes:
     """Each attempt in a process that has nothing else to do, so that a death is that of one attempt.
 
-    A process is kept for later attempts, which need not load the libraries again, and goes with this object; one that
-    died is replaced.
-
     Args:
         slots: attempts at the same time; each has its share of the cores.
+        keep: whether a process serves later attempts, too, and goes with this object; one that died is replaced. That
+            saves seconds of loading libraries a job, but the peak memory of a process is then that of all its jobs.
     """
 
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
+    def __init__(self, slots: int, *, keep: bool = False) -> None:
+        self.slots, self.keep = slots, keep
         self.threads = max(1, cores() // slots)
         self._latest: dict[ProcessPoolExecutor, Future[Reply]] = {}
 
     def submit(self, work: Work, attempt: int) -> "Future[Reply]":
-        """In a process that is free, or else a new one."""
+        """In a kept process that is free, or else a new one."""
         for pool, latest in [*self._latest.items()]:
             if latest.done():
                 try:
@@ -59,7 +58,11 @@ class Processes:
 
     def _begin(self, pool: ProcessPoolExecutor, work: Work, attempt: int) -> "Future[Reply]":
         with threads_of_children(self.threads):
-            self._latest[pool] = future = pool.submit(_in_turn, work, attempt, self.threads)
+            future = pool.submit(_in_turn, work, attempt, self.threads)
+        if self.keep:
+            self._latest[pool] = future
+        else:
+            future.add_done_callback(lambda _: pool.shutdown(wait=False))
         return future
 
 

@@ -181,7 +181,7 @@ def compare_with_controls(
         labels: shares of the labels for the linear probes.
         finetune_labels: shares of the labels for fine-tuning and training from scratch.
         finetune_seeds: number of seeds of those two rows, by default all; each takes longer than all probes of a seed.
-        jobs: parts of the table at the same time, each in a process of its own with its share of the cores.
+        jobs: parts of the table at the same time, in processes that share the cores.
         tell: gets a line when something begins, or is done by one of several `jobs`.
 
     Raises:
@@ -218,7 +218,8 @@ def _run(parts: Mapping[str, Part], jobs: int, tell: Callable[[str], None]) -> l
     with TemporaryDirectory() as folder:
         files = [Path(folder) / f"{number}.json" for number in range(len(parts))]
         work = [Job(name, partial(_write, part, file)) for (name, part), file in zip(parts.items(), files)]
-        statuses = run_jobs(work, Processes(jobs), retries=0, watch=lambda one: tell(f"{one.name}: {one.state}"))
+        backend = Processes(jobs, keep=True)
+        statuses = run_jobs(work, backend, retries=0, watch=lambda one: tell(f"{one.name}: {one.state}"))
         require_done(statuses)
         return [Evaluation(**values) for file in files for values in json.loads(file.read_text())]
 

@@ -112,7 +112,7 @@ def evaluate_table(
         data_options: options of the data's reader.
         task_options: options of the task.
         train_options: options of the training loop.
-        jobs: parts of the table at the same time, each in a process of its own.
+        jobs: parts of the table at the same time, in processes that share the cores.
         tell: gets a line whenever another part begins, or is done by one of several `jobs`.
 
     Raises:

@@ -213,3 +213,34 @@ def test_a_run_without_a_checkpoint_is_no_encoder(finished, tmp_path, capsys):
     shutil.copytree(finished, copy, ignore=lambda folder, names: ["checkpoints"])
     assert pretrain(tmp_path / "run", "--encoder", str(copy)) == 2
     assert "no encoder here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, ()),
+        ({"formulation": "depth"}, ()),
+        ({"depth.per_point": 2}, ("--recipe.depth has no effect: formulation is offset",)),
+        ({"cross_view": False, "feature_skip": False}, ("--recipe.feature_skip has no effect: cross_view is off",)),
+        ({"lpips_weights": "vgg.pth"}, ("--recipe.lpips_weights has no effect: lpips is 0",)),
+    ],
+)
+def test_settings_without_effect_are_told(options, told):
+    assert plan("gs3", preset="tiny", data="rooms.tiny", recipe_options=options).idle == told
+
+
+def test_settings_without_effect_are_warned_of(tmp_path):
+    words = [
+        "pretrain",
+        "gs3",
+        "--preset",
+        "tiny",
+        "--data",
+        "rooms.tiny",
+        "--steps",
+        "1",
+        "--run",
+        str(tmp_path / "run"),
+    ]
+    with pytest.warns(UserWarning, match="--recipe.depth has no effect: formulation is offset"):
+        assert main([*words, "--recipe.depth.per_point", "2"]) == 0

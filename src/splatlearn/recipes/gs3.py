@@ -93,6 +93,15 @@ class GS3Config:
             }
         )
 
+    def idle(self) -> dict[str, str]:
+        """Settings that have no effect beside the others, each with the reason."""
+        reasons = {"depth" if self.formulation == "offset" else "offset": f"formulation is {self.formulation}"}
+        if not self.cross_view:
+            reasons |= dict.fromkeys(("epipolar", "feature_skip"), "cross_view is off")
+        if not self.lpips:
+            reasons["lpips_weights"] = "lpips is 0"
+        return reasons
+
     @property
     def transformer(self) -> EpipolarConfig:
         """The epipolar sizes, with this recipe's width and number of views."""
@@ -182,7 +191,8 @@ class GS3(Recipe[Views]):
         self.student = student.requires_grad_(not config.freeze_student)
         self.decoder = FeatureDecoder(student.channels[0], config.width)
         self.epipolar = EpipolarTransformer(config.transformer) if config.cross_view else None
-        self.gate = torch.nn.Parameter(torch.full((config.width,), GATE)) if config.feature_skip else 1.0
+        skip = config.cross_view and config.feature_skip
+        self.gate = torch.nn.Parameter(torch.full((config.width,), GATE)) if skip else 1.0
         self.head = (
             OffsetHead(config.offset, config.width)
             if config.formulation == "offset"

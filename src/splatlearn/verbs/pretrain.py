@@ -1,6 +1,7 @@
 """`pretrain`: a recipe, an encoder and data, checked together and trained."""
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,9 @@ def pretrain(
         train_options=train_options,
     )
     trainable = job.build()
+    if is_main():
+        for told in job.idle:
+            warnings.warn(told, stacklevel=2)
     summary = train(trainable, job.train, run, resume=resume, settings=job.settings)
     if is_main():
         write_report(run, preview(trainable))
@@ -120,6 +124,7 @@ class Job:
         source: data.
         train: the loop's config.
         settings: all of it as a plain nested mapping, for `config.yaml`.
+        idle: what to tell of the recipe's settings that were given and have no effect.
     """
 
     recipe: str
@@ -129,6 +134,7 @@ class Job:
     source: "Source"
     train: "TrainConfig"
     settings: dict[str, Any]
+    idle: tuple[str, ...] = ()
 
     def build(self) -> "Recipe[Any]":
         """The recipe with its encoder; weights depend on the seed alone. The global generator is left as it was."""
@@ -214,7 +220,15 @@ def plan(
         source=source,
         train=train_config,
         settings=settings,
+        idle=_idle(config, registry.recipes.config(recipe, defaults.recipe)),
     )
+
+
+def _idle(config: Any, preset: Any) -> tuple[str, ...]:
+    """Sentences about settings of a recipe that differ from its preset and have no effect; configs may have `idle`."""
+    reasons = config.idle() if hasattr(config, "idle") else {}
+    given = {name: reason for name, reason in reasons.items() if getattr(config, name) != getattr(preset, name)}
+    return tuple(f"--recipe.{name} has no effect: {reason}" for name, reason in given.items())
 
 
 def read_preset(name: str) -> Preset:

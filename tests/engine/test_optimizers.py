@@ -130,6 +130,15 @@ class TestSchedules:
         config = TrainConfig(schedule="constant", learning_rate=1.0, warmup=0.2)
         assert [learning_rate(config, s, 20) for s in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
 
+    def test_inverse_square_root(self):
+        config = TrainConfig(schedule="inverse-sqrt", learning_rate=1.0, warmup=0.1, timescale=0.1, cooldown=0.2)
+        rates = [learning_rate(config, step, 40) for step in range(40)]
+        assert rates[:5] == [0.25, 0.5, 0.75, 1, 1]
+        assert rates[16] == pytest.approx((1 + 12 / 4) ** -0.5)
+        assert rates[32] == pytest.approx((1 + 28 / 4) ** -0.5 * 7 / 8)
+        assert rates[39] == 0
+        assert rates[4:] == sorted(rates[4:], reverse=True)
+
     def test_step(self):
         config = TrainConfig(schedule="step", learning_rate=1.0, milestones=(0.5, 0.75))
         assert [learning_rate(config, s, 8) for s in (3, 4, 6)] == pytest.approx([1, 0.1, 0.01])

@@ -12,6 +12,7 @@ ONLY_WITH = {
     **dict.fromkeys(("momentum", "nesterov"), ("optimizer", ("sgd",))),
     **dict.fromkeys(("betas", "epsilon"), ("optimizer", ("adam", "adamw"))),
     "min_learning_rate": ("schedule", ("cosine",)),
+    **dict.fromkeys(("timescale", "cooldown"), ("schedule", ("inverse-sqrt",))),
     **dict.fromkeys(("start_divisor", "final_divisor"), ("schedule", ("one-cycle",))),
     **dict.fromkeys(("milestones", "milestone_factor"), ("schedule", ("step",))),
 }
@@ -46,9 +47,12 @@ class TrainConfig:
         nesterov: of SGD.
         schedule: after the warm-up. `cosine` falls to `min_learning_rate`; `one-cycle` also rises by a cosine,
             from `learning_rate / start_divisor`, and falls to that over `final_divisor`; `step` multiplies at
-            `milestones`.
+            `milestones`; `inverse-sqrt` divides by sqrt(1 + time / timescale) and falls to zero in the cooldown.
         min_learning_rate: at the end of `cosine`.
         warmup: share of the steps in which the rate rises (linearly, but for `one-cycle`).
+        timescale: share of the steps; `inverse-sqrt` only (ScaLR+: 0.45 of 65 epochs).
+        cooldown: share of the steps, the last ones, in which the rate falls linearly to zero; `inverse-sqrt` only
+            (ScaLR+: 2 of 65 epochs).
         start_divisor: `one-cycle` only (Pointcept: 10).
         final_divisor: `one-cycle` only (Pointcept: 1000).
         milestones: shares of the steps; `step` only.
@@ -86,9 +90,11 @@ class TrainConfig:
     epsilon: float = 1e-8
     momentum: float = 0.9
     nesterov: bool = False
-    schedule: Literal["cosine", "one-cycle", "constant", "step"] = "cosine"
+    schedule: Literal["cosine", "one-cycle", "constant", "step", "inverse-sqrt"] = "cosine"
     min_learning_rate: float = 1e-6
     warmup: float = 0.0
+    timescale: float = 0.007
+    cooldown: float = 0.03
     start_divisor: float = 10.0
     final_divisor: float = 1000.0
     milestones: tuple[float, ...] = ()
@@ -113,7 +119,8 @@ class TrainConfig:
             raise ConfigError("; ".join(problems))
 
     def _violations(self) -> list[tuple[str, object, str]]:
-        positive = ("epochs", "batch", "learning_rate", "epsilon", "start_divisor", "final_divisor", "layer_decay")
+        positive = ("epochs", "batch", "learning_rate", "epsilon", "timescale", "layer_decay")
+        positive = (*positive, "start_divisor", "final_divisor")
         counts = ("steps", "seed", "workers", "setup_batches", "evaluate_every", "validation_samples")
         amounts = ("weight_decay", "min_learning_rate", "clip_norm", "milestone_factor")
         wrong: list[tuple[str, object, str]] = []
@@ -121,7 +128,7 @@ class TrainConfig:
             (positive, lambda v: v > 0 and math.isfinite(v), "above 0 is needed"),
             ((*counts, *amounts), lambda v: v >= 0 and math.isfinite(v), "0 or more is needed"),
             (("checkpoint_every", "keep"), lambda v: v >= 1, "1 or more is needed"),
-            (("warmup", "ema", "momentum"), lambda v: 0 <= v < 1, "a number in [0, 1) is needed"),
+            (("warmup", "ema", "momentum", "cooldown"), lambda v: 0 <= v < 1, "a number in [0, 1) is needed"),
         ):
             wrong += [(name, getattr(self, name), allowed) for name in names if not holds(getattr(self, name))]
         if self.min_learning_rate > self.learning_rate and self.schedule == "cosine":

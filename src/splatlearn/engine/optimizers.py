@@ -101,8 +101,18 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
         return _cosine(high, config.min_learning_rate, passed)
     if config.schedule == "one-cycle":
         return _cosine(high, high / config.start_divisor / config.final_divisor, passed)
+    if config.schedule == "inverse-sqrt":
+        return high * _inverse_sqrt(config, step, steps)
     reached = sum(step >= milestone * steps for milestone in config.milestones)
     return high * config.milestone_factor**reached if config.schedule == "step" else high
+
+
+def _inverse_sqrt(config: TrainConfig, step: int, steps: int) -> float:
+    """Share of the highest rate after the warm-up. In the cooldown it falls from where it was (ScaLR+'s code jumps a
+    little there, as it forgets the warm-up)."""
+    start, scale = steps - round(config.cooldown * steps), config.timescale * steps
+    share = (1 + (min(step, start) - round(config.warmup * steps)) / scale) ** -0.5
+    return share if step < start else share * (steps - step - 1) / max(1, steps - start)
 
 
 def _cosine(start: float, stop: float, share: float) -> float:

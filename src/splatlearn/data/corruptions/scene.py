@@ -123,7 +123,7 @@ class CorruptedScene(Scene):
             setattr(self, attribute, getattr(scene, attribute))
         self.scene, self.corruption, self.severity = scene, corruption, severity
         self.seed, self.classes, self.beams = seed, tuple(classes), beams
-        self.name = f"{scene.name}@{corruption}-{severity}"
+        self.name = f"{scene.name}@{corruption}-{severity}-{seed}"
 
     def points(self) -> Points:
         """The corrupted scan."""

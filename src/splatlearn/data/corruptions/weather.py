@@ -130,7 +130,8 @@ def _flakes(
     """Flakes between sensor and surface: (F) ray, (F) metres from the sensor, (F) share of the beam's section."""
     least = LEAST_FLAKE / FLAKE_GROWTH * 1e3
     density = number / rate * np.exp(-rate * least)
-    start, end = (APERTURE + DIVERGENCE * r for r in (FLAKE_RANGE[0], np.clip(scan.range, *FLAKE_RANGE)))
+    start = APERTURE + DIVERGENCE * FLAKE_RANGE[0]
+    end = APERTURE + DIVERGENCE * np.clip(scan.range, *FLAKE_RANGE)
     cubes = end**3 - start**3
     counts = rng.poisson(density * np.pi / 4 * cubes / (3 * DIVERGENCE))
     rays = np.repeat(np.arange(len(scan)), counts)

@@ -55,8 +55,9 @@ SEVERAL = {
     "incomplete_echo": (62.55, 59.56, 53.54),
     "cross_sensor": (63.34, 59.77, 40.74),
 }
-"""WaffleIron on SemanticKITTI-C by severity: docs/results/WaffleIron.md of ldkong1205/Robo3D. Its mRR from these rounded
-numbers is 72.174, its published one 72.18; that wet ground and incomplete echo are alike is so in the source."""
+"""WaffleIron on SemanticKITTI-C by severity: docs/results/WaffleIron.md of ldkong1205/Robo3D. Its mRR from these
+rounded numbers is 72.174, its published one 72.18; that wet ground and incomplete echo are
+alike is so in the source."""
 RATES = (68.93, 88.66, 74.65, 50.00, 89.76, 34.04, 88.66, 82.71)
 
 

@@ -28,8 +28,8 @@ NEAR = (1.5, 10.0)
 WATER_INDEX = 1.33
 WET_ALBEDO = 0.5
 """What is left of a rough surface's reflectivity when it is wet (about half for asphalt; Lekner and Dorf 1988)."""
-TEXTURE = 1.0
-"""Depth of a road's texture, millimetres, over which a film turns it into a mirror. Our default."""
+TEXTURE = 0.6
+"""Depth of a road's texture, millimetres, over which a film turns it into a mirror (dense asphalt has 0.4 to 0.9)."""
 DIVERGENCE = 3e-3
 """Full angle of a beam, radians; HDL-64E."""
 APERTURE = 0.01

@@ -13,7 +13,7 @@ from PIL import Image
 from splatlearn.engine import plots
 from splatlearn.engine.report import preview, probe_rows, read_log, write_report
 from splatlearn.engine.trainable import Step, Trainable
-from splatlearn.structures import Batch, Cameras, Frames
+from splatlearn.structures import Batch, Cameras, Frames, Points
 
 METRICS = {
     "val_psnr": 24.3,
@@ -168,6 +168,17 @@ class TestColors:
         assert shown[0, 0, 1] > shown[2, 0, 1]  # near is red
         assert shown[2, 0, 3] > shown[0, 0, 3]  # far is blue
         assert plots.depth_colors(torch.zeros(2, 2)).eq(0.85).all()
+
+    def test_scan_from_above_and_from_the_side(self):
+        xyz = torch.tensor([[10.0, 20.0, 0.0], [0.0, 1.0, 5.0], [0.0, 1.0, 5.0], [99.0, 0.0, 0.0]])
+        values = {"intensity": torch.tensor([1.0, 0.0, 0.5, 1.0]), "label": torch.tensor([0, -1, 1, 1])}
+        shown = plots.scan_picture(Points(xyz=xyz, attributes=values), full=1.0, size=60)
+        drawn = (shown[:, :60] < 1).any(0).nonzero().tolist()
+        assert drawn == [[10, 40], [29, 30]] and shown.shape == (3, 78, 60)
+        assert (shown[:, 64:] < 1).any(0).nonzero().tolist() == [[4, 30]]
+        assert shown[0, 29, 30] == shown[0, 68, 30] == pytest.approx(0.86)  # without a class, and on top
+        empty = Points(xyz=torch.zeros(0, 3), attributes={"intensity": torch.zeros(0)})
+        assert plots.scan_picture(empty, size=60)[:, :60].eq(1).all()
 
     def test_png_round_trip(self):
         image = picture()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splatlearn.structures import Frames
+from splatlearn.structures import Frames, Points
 
 INK, PALE = "#1f2933", "#d7dce2"
 PALETTE = ("#2563eb", "#d97706", "#059669", "#c026d3", "#64748b", "#dc2626", "#0891b2")
@@ -111,6 +111,36 @@ def epipolar_pictures(frames: Frames, pairs: Any, points: int = 7, scale: int = 
         canvases[1].cross(place, color)
     titles = f"epipolar lines/pixels of view {first + 1}", f"epipolar lines/their lines in view {other + 1}"
     return dict(zip(titles, (canvas.picture() for canvas in canvases)))
+
+
+def scan_picture(points: Points, full: float = 0.0, reach: float = 30.0, size: int = 480) -> Tensor:
+    """A lidar scan from above, x to the right, and below it the strip |y| < 4 m from the side, 14 m high.
+
+    Args:
+        points: in the lidar's frame, with `intensity`, by which they are coloured; those of label -1 are red.
+        full: intensity that is drawn brightest; 0: the 97th percentile of this scan.
+        reach: metres shown in each direction.
+        size: W, pixels.
+    """
+    xyz, intensity, scale = points.xyz.cpu(), points["intensity"].cpu(), size / (2 * reach)
+    full = full or (float(np.quantile(intensity.numpy(), 0.97)) if len(points) else 1.0) or 1.0
+    color, classless = colormap(intensity[None] / full, "viridis")[:, 0].T, torch.zeros(len(points), dtype=torch.bool)
+    if "label" in points:
+        classless = points["label"].cpu() < 0
+        color[classless] = color.new_tensor([0.86, 0.15, 0.15])
+    strip = round(14 * scale)
+    picture = torch.ones(size + strip + 4, size, 3)
+    picture[size : size + 4] = 0.85
+    column = ((xyz[:, 0] + reach) * scale).floor().long()
+    above, beside = (((high - xyz[:, axis]) * scale).floor().long() for axis, high in ((1, reach), (2, 9.0)))
+    within = (column >= 0) & (column < size)
+    seen_above = within & (above >= 0) & (above < size)
+    seen_beside = within & (xyz[:, 1].abs() < 4) & (beside >= 0) & (beside < strip)
+    for last in (False, True):  # what has no class lies on top
+        for line, seen in ((above, seen_above), (beside + size + 4, seen_beside)):
+            rows = seen & (classless == last)
+            picture[line[rows], column[rows]] = color[rows]
+    return picture.permute(2, 0, 1)
 
 
 def curves(

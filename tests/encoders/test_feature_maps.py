@@ -72,7 +72,7 @@ def test_at_the_middle_of_a_patch_is_its_token():
 def test_the_image_may_have_any_size():
     maps = make(dtype=torch.float64)
     pixels, view = torch.rand(20, 2, dtype=torch.float64) * 50, torch.arange(20) % 3
-    scale = torch.tensor([640 / 98, 480 / 56])
+    scale = torch.tensor([640 / 98, 480 / 56], dtype=torch.float64)
     assert torch.allclose(maps.at(pixels, view, (98, 56)), maps.at(pixels * scale, view, (640, 480)))
 
 

@@ -1,6 +1,7 @@
-"""What every encoder is: contracts of point encoders and their features.
+"""What every encoder is: contracts of point encoders and their features, and of maps of features over images.
 
-Legend: N points, M tokens of a level, C channels, B items. Metres, world.
+Legend: N points, M tokens of a level (of maps: points that are read out), C channels, B items, V views, h w tokens of
+a map. Metres, world; pixels have their centres at half integers.
 """
 
 from abc import ABC, abstractmethod
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from splatlearn.errors import UserError
@@ -33,6 +35,63 @@ class PointFeatures:
     def dense(self, levels: Sequence[int] = (0,)) -> Tensor:
         """(N C) features of EVERY input point, in input order, the chosen levels' channels side by side."""
         return torch.cat([self.upsample(level) for level in levels], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureMaps:
+    """What image encoders and teachers return: token grids, each covering its whole image.
+
+    Args:
+        levels: (V C h w), shallow to deep.
+        summary: (V C) class token, or the mean of the last level.
+    """
+
+    levels: tuple[Tensor, ...]
+    summary: Tensor
+
+    def at(self, pixels: Tensor, view: Tensor, size: tuple[int, int], corners: bool = False, level: int = -1) -> Tensor:
+        """Features at continuous pixels, bilinear between the four nearest tokens; no dense map is made.
+
+        Beyond the outermost tokens' centres the nearest token counts. Differentiable in the maps and in `pixels`.
+        Worked out in float32 at least.
+
+        Args:
+            pixels: (M 2) finite x and y, in pixels of an image of `size`.
+            view: (M) int64, the view that each is in.
+            size: (width, height) of that image.
+            corners: False takes a token to stand for the middle of its patch, which is what upsampling with
+                `align_corners=False` gives at pixel centres (half integers). True is the rule of ScaLR's code: the
+                outermost tokens lie on the outermost pixels, and pixels are numbers of rows and columns from 0
+                (`floor()` of continuous ones), which is what upsampling with `align_corners=True` gives there.
+            level: of `levels`.
+
+        Returns:
+            (M C), in the precision of the maps.
+
+        Raises:
+            UserError: `pixels` and `view` do not fit each other.
+        """
+        if pixels.shape != (len(view), 2):
+            raise UserError(f"FeatureMaps.at: (M 2) pixels of (M) views expected, got {pixels.shape} and {view.shape}")
+        maps = self.levels[level]
+        high, wide = maps.shape[2:]
+        rows = maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).to(torch.promote_types(maps.dtype, torch.float32))
+        left, right, across = _between(pixels[:, 0], size[0], wide, corners)
+        upper, lower, down = _between(pixels[:, 1], size[1], high, corners)
+        first = view * (high * wide)
+        index = torch.stack([first + y * wide + x for y in (upper, lower) for x in (left, right)], 1)
+        weights = torch.stack([v * u for v in (1 - down, down) for u in (1 - across, across)], 1)
+        read = functional.embedding_bag(index, rows, mode="sum", per_sample_weights=weights.to(rows))
+        return read.to(maps.dtype)
+
+
+def _between(pixels: Tensor, extent: int, tokens: int, corners: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(M) the tokens before and after each pixel along one axis, and how far it is from the first to the second."""
+    place = pixels * ((tokens - 1) / max(extent - 1, 1)) if corners else pixels * (tokens / extent) - 0.5
+    place = place.clamp(0, tokens - 1)
+    before = place.detach().floor()
+    after = (before + 1).clamp(max=tokens - 1)
+    return before.long(), after.long(), place - before
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
-"""Heads: from encoder features to Gaussians, through a decoder and attention across views."""
+"""Heads: from encoder features to Gaussians, through a decoder and attention across views, or to a teacher's width."""
 
 from splatlearn.heads.attention import ImageAttentionConfig
 from splatlearn.heads.decoder import FeatureDecoder, gather_pixels
 from splatlearn.heads.epipolar import EpipolarConfig, EpipolarTransformer
 from splatlearn.heads.gaussians import DepthConfig, DepthHead, GaussianConfig, OffsetConfig, OffsetHead
+from splatlearn.heads.projectors import Projector, ProjectorConfig
 
 __all__ = [
     "DepthConfig",
@@ -15,5 +16,7 @@ __all__ = [
     "ImageAttentionConfig",
     "OffsetConfig",
     "OffsetHead",
+    "Projector",
+    "ProjectorConfig",
     "gather_pixels",
 ]

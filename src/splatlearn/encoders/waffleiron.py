@@ -256,23 +256,23 @@ class WaffleIron(PointEncoder):
     def encode(self, tokens: Tokens, points: Points) -> PointFeatures:
         """Features of all tokens; those of the points come first in each item, and added ones take part."""
         item, items, features = tokens.item, len(tokens.counts), tokens.features
-        planes = [self._plane(tokens, plane) for plane in range(len(self.config.planes))]
+        planes = [
+            Plane.fit(self.cells(tokens, number), item, items, shape) for number, shape in enumerate(self.config.grids)
+        ]
         for number, block in enumerate(self.blocks):
             features = block(features, planes[number % len(planes)], item, items)
         level = Tokens(counts=tokens.counts, xyz=tokens.xyz, features=features)
         summary = pool_mean(features, item, items)
         return PointFeatures(levels=(level,), summary=summary, upsample=partial(self._upsample, level, points))
 
-    def _plane(self, tokens: Tokens, number: int) -> Plane:
-        """Where the tokens lie on one of the planes; those out of the field of view go to the outermost cells."""
-        axes, shape = ["xyz".index(axis) for axis in self.config.planes[number]], self.config.grids[number]
-        low, high = (tokens.xyz.new_tensor([corner[axis] for axis in axes]) for corner in self._fov())
-        last = torch.tensor(shape, device=tokens.device) - 1
-        cells = ((tokens.xyz[:, axes] - low) / ((high - low) / (last + 1))).long()
-        return Plane.fit(cells.clamp_(min=last * 0, max=last), tokens.item, len(tokens.counts), shape)
-
-    def _fov(self) -> tuple[Corner, Corner]:
-        return self.config.fov_min, self.config.fov_max
+    def cells(self, tokens: Tokens | Points, plane: int) -> Tensor:
+        """(M 2) int64 cells on one of the planes; rows out of the field of view go to the outermost cells."""
+        axes = ["xyz".index(axis) for axis in self.config.planes[plane]]
+        corners = self.config.fov_min, self.config.fov_max
+        low, high = (tokens.xyz.new_tensor([corner[axis] for axis in axes]) for corner in corners)
+        shape = torch.tensor(self.config.grids[plane], device=tokens.device)
+        cells = ((tokens.xyz[:, axes] - low) / ((high - low) / shape)).long()
+        return cells.clamp_(min=torch.zeros_like(shape), max=shape - 1)
 
     def _upsample(self, level: Tokens, points: Points, number: int) -> Tensor:
         """(N C) features at every input point: its own, or those of the nearest kept point."""

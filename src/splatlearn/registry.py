@@ -208,6 +208,11 @@ encoders: Registry[Any] = Registry(
         "pointnet2": BuiltIn(
             "splatlearn.encoders.pointnet2", ("small", "tiny", "votenet"), "PointNet++ set abstraction on points."
         ),
+        "waffleiron": BuiltIn(
+            "splatlearn.encoders.waffleiron",
+            ("12-128", "tiny", "48-256", "48-384", "48-768", "48-768-v1"),
+            "WaffleIron: points mixed on 2D grids (ScaLR).",
+        ),
     },
 )
 recipes: Registry[Any] = Registry(

@@ -5,7 +5,7 @@ a map. Metres, world; pixels have their centres at half integers.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,13 +100,29 @@ class PointEncoderConfig:
 
     Args:
         inputs: attributes stacked as input channels, in this order, besides what the encoder does with xyz;
-            `height` means z above the item's 1st percentile. Stored with the weights.
+            `height` means z above the item's 1st percentile, `position` and `radius` the coordinates and their
+            distance from the origin; points may carry others in their place. Stored with the weights.
     """
 
     inputs: tuple[str, ...] = ("color",)
 
+    def precompute(self, points: Points) -> Points:
+        """What a loader's worker may do ahead: the points with attributes that `forward` else makes itself."""
+        return points
 
-INPUT_CHANNELS = {"color": 3, "normal": 3, "intensity": 1, "height": 1, "opacity": 1, "quaternion": 4, "scale": 3}
+
+INPUT_CHANNELS = {
+    "color": 3,
+    "normal": 3,
+    "intensity": 1,
+    "height": 1,
+    "opacity": 1,
+    "quaternion": 4,
+    "scale": 3,
+    "reflectance": 1,
+    "position": 3,
+    "radius": 1,
+}
 """Channels of the attributes that an encoder can take as input."""
 
 
@@ -130,7 +146,7 @@ def stack_inputs(points: Points, inputs: Sequence[str]) -> Tensor:
     """
     columns = []
     for name in inputs:
-        value = height(points) if name == "height" and name not in points else points[name]
+        value = DERIVED[name](points) if name in DERIVED and name not in points else points[name]
         value = value.reshape(len(points), -1).to(points.xyz.dtype)
         columns.append(value * 2 - 1 if name == "color" else value)
     return torch.cat(columns, 1) if columns else points.xyz.new_zeros(len(points), 0)
@@ -145,6 +161,19 @@ def height(points: Points) -> Tensor:
             rank = max(1, round(0.01 * len(z)))
             result[start:stop] = z - z.kthvalue(rank).values
     return result
+
+
+def radius(points: Points) -> Tensor:
+    """(N) metres from the origin of the world, which is the sensor in a lidar scan."""
+    return points.xyz.norm(dim=1)
+
+
+DERIVED: Mapping[str, Callable[[Points], Tensor]] = {
+    "height": height,
+    "position": lambda points: points.xyz,
+    "radius": radius,
+}
+"""Inputs that follow from the coordinates where the points do not carry them."""
 
 
 class Encoder(nn.Module):

@@ -20,8 +20,8 @@ Rule = tuple[str, str, Callable[[Tensor], Tensor] | None]
 
 TORCH_FILES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 """Endings of files that `torch.save` wrote; whatever else is safetensors."""
-NESTED = ("state_dict", "model_state_dict", "model")
-"""Where training code puts the state dict inside a checkpoint (Pointcept, VoteNet, ScaLR)."""
+NESTED = ("state_dict", "model_state_dict", "model", "model_point", "model_points", "net")
+"""Where training code puts the state dict inside a checkpoint (Pointcept, VoteNet, others; ScaLR, WaffleIron)."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,21 @@ def _pixelwise(weight: Tensor) -> Tensor:
     return weight.flatten(1)
 
 
+def _unit_kernel(weight: Tensor) -> Tensor:
+    """(out, in, 1) or (out, in, 1, 1) of a convolution of size 1 -> Linear (out, in); a bias stays."""
+    return weight.flatten(1) if weight.ndim > 1 else weight
+
+
+def _depthwise(weight: Tensor) -> Tensor:
+    """(C, 1, 3, 3) of a depthwise convolution -> (9, C); a bias stays."""
+    return weight.flatten(1).t().contiguous() if weight.ndim > 1 else weight
+
+
+def _row(weight: Tensor) -> Tensor:
+    """(C, 1, 1) -> (1, C)."""
+    return weight.reshape(1, -1)
+
+
 def _spunet_rules() -> tuple[Rule, ...]:
     """Pointcept's SpUNet-v1m1: conv_input, down, enc, up, dec, final."""
     rules: list[Rule] = [
@@ -187,6 +202,28 @@ def _votenet_rules() -> tuple[Rule, ...]:
     return tuple(rules)
 
 
+def _waffleiron_rules() -> tuple[Rule, ...]:
+    """WaffleIron's and ScaLR's embed, spatial_mix and channel_mix."""
+    channel, spatial = r"waffleiron\.channel_mix\.(\d+)\.", r"waffleiron\.spatial_mix\.(\d+)\."
+    return (
+        (r"embed\.norm\.(\w+)", r"stem.norm.\1", None),
+        (r"embed\.conv1\.(weight|bias)", r"stem.point.\1", _unit_kernel),
+        (r"embed\.conv2\.0\.(\w+)", r"stem.pair_norm.\1", None),
+        (r"embed\.conv2\.1\.weight", "stem.pair.weight", _unit_kernel),
+        (r"embed\.conv2\.2\.(\w+)", r"stem.hidden_norm.\1", None),
+        (r"embed\.conv2\.4\.weight", "stem.hidden.weight", _unit_kernel),
+        (r"embed\.final\.(weight|bias)", r"stem.join.\1", _unit_kernel),
+        (channel + r"norm\.(\w+)", r"blocks.\1.channel.norm.\2", None),
+        (channel + r"mlp\.0\.(weight|bias)", r"blocks.\1.channel.first.\2", _unit_kernel),
+        (channel + r"mlp\.2\.(weight|bias)", r"blocks.\1.channel.second.\2", _unit_kernel),
+        (channel + r"scale\.weight", r"blocks.\1.channel.scale", _row),
+        (spatial + r"norm\.(\w+)", r"blocks.\1.spatial.norm.\2", None),
+        (spatial + r"ffn\.0\.(weight|bias)", r"blocks.\1.spatial.first.\2", _depthwise),
+        (spatial + r"ffn\.2\.(weight|bias)", r"blocks.\1.spatial.second.\2", _depthwise),
+        (spatial + r"scale\.weight", r"blocks.\1.spatial.scale", _row),
+    )
+
+
 LAYOUTS: Mapping[str, Layout] = {
     "splatlearn": Layout(),
     "spunet": Layout(
@@ -199,6 +236,7 @@ LAYOUTS: Mapping[str, Layout] = {
         ignored=("vgen.", "pnet."),
         kept=("up.2.", "up.3."),
     ),
+    "waffleiron": Layout(_waffleiron_rules(), prefixes=("module.",), ignored=("classif.",)),
 }
 """Published layouts by name; `splatlearn` is our own."""
 

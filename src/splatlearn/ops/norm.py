@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from splatlearn.ops.reduce import world_size
+from splatlearn.ops.reduce import global_sum, world_size
 
 BLOCK = 1 << 17
 """Numbers that are summed at a time on a CPU: that is three times as fast as all at once, where there are millions."""
@@ -111,3 +111,40 @@ class PackedBatchNorm(nn.BatchNorm1d):
         unbiased = variance * count / (count - 1)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+
+
+class LinearBatchNorm(PackedBatchNorm):
+    """Batch norm of what a linear layer without bias would make of rows, without making it.
+
+    Mean and variance of the layer's output follow from those of its input, so the two are folded into one linear
+    layer. Numbers and state-dict keys are those of the layer followed by `PackedBatchNorm`, on several processes too.
+    """
+
+    def fold(self, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight (C I) and bias (C) of the folded layer; differentiable in `rows` and `weight`.
+
+        Args:
+            rows: (N I), the layer's input; in train mode its moments over all ranks count.
+            weight: (C I), the layer's.
+        """
+        if self.training or self.running_mean is None or self.running_var is None:
+            mean, variance = self._output_moments(rows, weight.double())
+        else:
+            mean, variance = self.running_mean.double(), self.running_var.double()
+        scale, bias = self._affine(weight)
+        slope = scale.double() * torch.rsqrt(variance + self.eps)
+        return (weight * slope[:, None]).to(weight.dtype), (bias - mean * slope).to(weight.dtype)
+
+    def _output_moments(self, rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(C) float64 mean and biased variance of rows @ weight^T; updates the running ones in train mode."""
+        width, wide = rows.shape[1], rows.double()
+        count = wide.new_full((1,), len(wide))
+        sums = global_sum(torch.cat([wide.sum(0), (wide.t() @ wide).flatten(), count]))
+        number = sums[-1].clamp_min(1)
+        center = sums[:width] / number
+        spread = sums[width:-1].view(width, width) / number - torch.outer(center, center)
+        mean, variance = weight @ center, ((weight @ spread) * weight).sum(1).clamp_min(0)
+        if self.training and self.track_running_stats:
+            with torch.no_grad():
+                self._update_running(torch.stack([mean, variance, sums[-1].expand_as(mean)]))
+        return mean, variance

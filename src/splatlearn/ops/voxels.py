@@ -7,6 +7,7 @@ key, so items stay together and neighbours lie close in memory. A coordinate plu
 addition on the key, and a look-up is one binary search. Nothing here is differentiable but `pool_mean`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -221,3 +222,22 @@ def pool_mean(values: Tensor, rows: Tensor, groups: int) -> Tensor:
     """
     result: Tensor = _PoolMean.apply(values, rows, groups)  # pyright: ignore[reportAssignmentType]
     return result
+
+
+def first_of_voxels(xyz: Tensor, counts: Sequence[int], size: float) -> Tensor:
+    """(M) rows, ascending: the first point of each voxel of each item, in the order of the rows.
+
+    Args:
+        xyz: (N 3) metres; the grid starts at each item's least corner.
+        counts: points per item.
+        size: edge of a voxel, metres.
+
+    Raises:
+        UserError: coordinates that are not finite, or a cloud that spans too many voxels.
+    """
+    sizes = torch.tensor(counts, device=xyz.device)
+    item = torch.repeat_interleave(torch.arange(len(counts), device=xyz.device), sizes, output_size=len(xyz))
+    voxels, rows = unique_voxels(Grid.fit(xyz, item, len(counts), size).keys(xyz, item), len(counts))
+    first = rows.new_full((len(voxels),), len(xyz))
+    first.scatter_reduce_(0, rows, torch.arange(len(xyz), device=xyz.device), "amin")
+    return first.sort().values

@@ -20,6 +20,7 @@ from torch.nn import functional
 from splatlearn import registry
 from splatlearn.data.scene import Source
 from splatlearn.encoders.base import (
+    DERIVED,
     INPUT_CHANNELS,
     PointEncoder,
     PointEncoderConfig,
@@ -255,7 +256,7 @@ def check_inputs(encoder: PointEncoder, points: Points, where: str, up: str = "k
         UserError: attributes are missing, or the encoder needs the height where nobody knows what is up.
     """
     wanted = encoder.config.inputs
-    missing = [name for name in wanted if name != "height" and name not in points]
+    missing = [name for name in wanted if name not in DERIVED and name not in points]
     if missing:
         there = ", ".join(sorted(name for name in points.attributes if name in INPUT_CHANNELS)) or "none"
         raise UserError(

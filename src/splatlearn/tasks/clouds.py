@@ -15,7 +15,7 @@ from torch import Tensor
 from splatlearn.data.augment import jitter_color, jitter_xyz, random_cloud_transform, transform_points
 from splatlearn.data.sampling import crop_nearest, split_scenes
 from splatlearn.data.scene import Rejected, Scene, Source
-from splatlearn.encoders.base import height
+from splatlearn.encoders.base import DERIVED, height
 from splatlearn.errors import BadData, UserError
 from splatlearn.structures import Batch, Points
 
@@ -120,9 +120,9 @@ class CloudData:
         if "label" not in points:
             raise BadData(f"{scene.name}: the cloud has no labels; label it, or take it out of the data")
         label = checked_labels(points["label"], self.classes, scene.name)
-        carried = {name: points[name] for name in self.attributes if name != "height"}
-        if "height" in self.attributes:
-            carried["height"] = points["height"] if "height" in points else height(points)
+        carried = {name: points[name] for name in self.attributes if name not in DERIVED or name in points}
+        if "height" in self.attributes and "height" not in carried:
+            carried["height"] = height(points)
         kept, stands_for = thin_rows(points.xyz, self.voxel)
         full = Points(xyz=points.xyz, attributes={"label": label, "kept": stands_for})
         points = Points(xyz=points.xyz, attributes={**carried, "label": label})

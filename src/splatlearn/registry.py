@@ -217,7 +217,12 @@ encoders: Registry[Any] = Registry(
 )
 recipes: Registry[Any] = Registry(
     "recipes",
-    {"gs3": BuiltIn("splatlearn.recipes.gs3", ("small", "tiny", "paper"), "Render masked RGB-D pairs (GS3).")},
+    {
+        "gs3": BuiltIn("splatlearn.recipes.gs3", ("small", "tiny", "paper"), "Render masked RGB-D pairs (GS3)."),
+        "scalr": BuiltIn(
+            "splatlearn.recipes.scalr", ("small", "tiny", "paper", "plus"), "Image models taught to lidar (ScaLR)."
+        ),
+    },
 )
 tasks: Registry[Any] = Registry(
     "tasks",

@@ -106,6 +106,10 @@ class PointEncoderConfig:
 
     inputs: tuple[str, ...] = ("color",)
 
+    def inside(self, points: Points) -> Tensor:
+        """(N) bool, the points that the encoder can see where it has a field of view; by default all."""
+        return torch.ones(len(points), dtype=torch.bool, device=points.device)
+
     def precompute(self, points: Points) -> Points:
         """What a loader's worker may do ahead: the points with attributes that `forward` else makes itself."""
         return points

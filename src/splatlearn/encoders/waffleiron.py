@@ -93,6 +93,11 @@ class WaffleIronConfig(PointEncoderConfig):
         starts = torch.tensor(points.offsets[:-1], device=points.device)[points.item]
         return points.with_attributes(neighbors=rows[:, 1:] - starts[:, None])
 
+    def inside(self, points: Points) -> Tensor:
+        """(N) bool, whether a point lies within the field of view."""
+        low, high = points.xyz.new_tensor(self.fov_min), points.xyz.new_tensor(self.fov_max)
+        return ((points.xyz > low + MARGIN) & (points.xyz < high - MARGIN)).all(1)
+
     def kept(self, points: Points) -> Tensor:
         """(M) rows, ascending: one point a voxel within the field of view, chosen by a hash of what it carries.
 
@@ -102,9 +107,7 @@ class WaffleIronConfig(PointEncoderConfig):
         values = stack_inputs(points, self.inputs)
         order = hashed_order(torch.cat([points.xyz, values], 1), points.item)
         rows = order[first_of_voxels(points.xyz[order], points.counts, self.voxel)]
-        low, high = points.xyz.new_tensor(self.fov_min), points.xyz.new_tensor(self.fov_max)
-        inside = ((points.xyz[rows] > low + MARGIN) & (points.xyz[rows] < high - MARGIN)).all(1)
-        rows = rows[inside].sort().values
+        rows = rows[self.inside(points)[rows]].sort().values
         sizes = torch.bincount(points.item[rows], minlength=len(points.counts)).tolist()
         if lost := [i for i, (n, m) in enumerate(zip(points.counts, sizes)) if n and not m]:
             raise UserError(
@@ -215,7 +218,7 @@ SMALL_GRIDS = {"fov_min": (-32.0, -32.0, -4.0), "fov_max": (32.0, 32.0, 4.0), "g
         "tiny": {"depth": 3, "width": 32, **SMALL_GRIDS},
         "48-256": {"width": 256},
         "48-384": {"width": 384},
-        "48-768": {},  # ScaLR+
+        "48-768": {"drop_path": 0.2},  # ScaLR+
         "48-768-v1": {"act": "relu"},  # ScaLR as published in 2024
     },
 )

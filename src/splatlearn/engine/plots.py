@@ -113,18 +113,41 @@ def epipolar_pictures(frames: Frames, pairs: Any, points: int = 7, scale: int = 
     return dict(zip(titles, (canvas.picture() for canvas in canvases)))
 
 
+def points_on_image(image: Tensor, pixel: Tensor, colors: Tensor, radius: int = 1) -> Tensor:
+    """The image with squares of 2 radius + 1 pixels where points fall, later ones on top.
+
+    Args:
+        image: (3 H W).
+        pixel: (N) int64, y * W + x.
+        colors: (N 3).
+        radius: pixels.
+    """
+    height, width = image.shape[1:]
+    picture, pixel, colors = image.detach().float().cpu().clone(), pixel.cpu(), colors.detach().float().cpu()
+    for down in range(-radius, radius + 1):
+        for right in range(-radius, radius + 1):
+            y, x = (pixel // width + down).clamp(0, height - 1), (pixel % width + right).clamp(0, width - 1)
+            picture[:, y, x] = colors.T
+    return picture
+
+
+def value_colors(values: Tensor) -> Tensor:
+    """(N 3) colours from small (red) to large (blue), stretched between the 2nd and 98th percentile."""
+    return colormap(1 - _stretch(values.detach().float().cpu(), 0.02)[None], "turbo")[:, 0].T
+
+
 def scan_picture(points: Points, full: float = 0.0, reach: float = 30.0, size: int = 480) -> Tensor:
     """A lidar scan from above, x to the right, and below it the strip |y| < 4 m from the side, 14 m high.
 
     Args:
-        points: in the lidar's frame, with `intensity`, by which they are coloured; those of label -1 are red.
+        points: in the lidar's frame, with `color`, or `intensity`, by which they are coloured; those of label -1 are
+            red.
         full: intensity that is drawn brightest; 0: the 97th percentile of this scan.
         reach: metres shown in each direction.
         size: W, pixels.
     """
-    xyz, intensity, scale = points.xyz.cpu(), points["intensity"].cpu(), size / (2 * reach)
-    full = full or (float(np.quantile(intensity.numpy(), 0.97)) if len(points) else 1.0) or 1.0
-    color, classless = colormap(intensity[None] / full, "viridis")[:, 0].T, torch.zeros(len(points), dtype=torch.bool)
+    xyz, scale, classless = points.xyz.cpu(), size / (2 * reach), torch.zeros(len(points), dtype=torch.bool)
+    color = points["color"].float().cpu() if "color" in points else _intensity_colors(points["intensity"].cpu(), full)
     if "label" in points:
         classless = points["label"].cpu() < 0
         color[classless] = color.new_tensor([0.86, 0.15, 0.15])
@@ -141,6 +164,11 @@ def scan_picture(points: Points, full: float = 0.0, reach: float = 30.0, size: i
             rows = seen & (classless == last)
             picture[line[rows], column[rows]] = color[rows]
     return picture.permute(2, 0, 1)
+
+
+def _intensity_colors(intensity: Tensor, full: float) -> Tensor:
+    full = full or (float(np.quantile(intensity.numpy(), 0.97)) if len(intensity) else 1.0) or 1.0
+    return colormap(intensity[None] / full, "viridis")[:, 0].T
 
 
 def curves(

@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,11 +24,13 @@ def pretrain(
     preset: str = "small",
     data: str | None = None,
     encoder: str | None = None,
+    teacher: str | None = None,
     steps: int | None = None,
     seed: int | None = None,
     resume: Literal["auto", "never"] = "auto",
     data_options: Options | None = None,
     encoder_options: Options | None = None,
+    teacher_options: Options | None = None,
     recipe_options: Options | None = None,
     train_options: Options | None = None,
 ) -> "Summary":
@@ -38,16 +40,18 @@ def pretrain(
     `report.html`. A preset gives every setting, a config file wins over it, and flags win over both.
 
     Args:
-        recipe: how to learn: gs3.
+        recipe: how to learn: gs3, scalr.
         run: folder of the run; one that is there is continued.
         preset: paper, small (one consumer GPU, or an hour on a CPU), or tiny (seconds on a CPU).
         data: rooms, or a folder of recordings; by default what the preset names.
         encoder: sparse_unet, pointnet2, FAMILY.PRESET, or a run folder to start from its weights.
+        teacher: image model to learn from, FAMILY.PRESET; several with commas; of recipes that distil.
         steps: optimiser steps; by default the preset's.
         seed: of weights, order, masks and noise; 0 by default.
         resume: auto continues a run folder bit for bit; never refuses one in which a run has begun.
         data_options: options of the data's reader: `splatlearn list readers NAME`.
         encoder_options: options of the encoder: `splatlearn list encoders NAME`.
+        teacher_options: options of the teacher: `splatlearn list teachers NAME`.
         recipe_options: options of the recipe: `splatlearn list recipes NAME`.
         train_options: options of the training loop: `splatlearn list train`.
 
@@ -65,10 +69,12 @@ def pretrain(
         preset=preset,
         data=data,
         encoder=encoder,
+        teacher=teacher,
         steps=steps,
         seed=seed,
         data_options=data_options,
         encoder_options=encoder_options,
+        teacher_options=teacher_options,
         recipe_options=recipe_options,
         train_options=train_options,
     )
@@ -165,10 +171,12 @@ def plan(
     preset: str = "small",
     data: str | None = None,
     encoder: str | None = None,
+    teacher: str | None = None,
     steps: int | None = None,
     seed: int | None = None,
     data_options: Options | None = None,
     encoder_options: Options | None = None,
+    teacher_options: Options | None = None,
     recipe_options: Options | None = None,
     train_options: Options | None = None,
 ) -> Job:
@@ -198,7 +206,8 @@ def plan(
         problems.catch(source.reader)
     elif found:
         problems.require(False, f"--data: preset {preset!r} of {recipe} names none; give one")
-    options = merge(defaults.recipe, recipe_options or {})
+    base = problems.catch(lambda: with_teacher(recipe, defaults.recipe, teacher, teacher_options)) or defaults.recipe
+    options = merge(base, recipe_options or {})
     config = problems.catch(lambda: registry.recipes.config(recipe, options, where="--recipe"))
     encoder_config = problems.catch(lambda: _encoder_config(name, encoder_options)) if name else None
     train_config = problems.catch(lambda: configure(TrainConfig, train, "--train"))
@@ -229,6 +238,26 @@ def _idle(config: Any, preset: Any) -> tuple[str, ...]:
     reasons = config.idle() if hasattr(config, "idle") else {}
     given = {name: reason for name, reason in reasons.items() if getattr(config, name) != getattr(preset, name)}
     return tuple(f"--recipe.{name} has no effect: {reason}" for name, reason in given.items())
+
+
+def with_teacher(recipe: str, options: Options, teacher: str | None, given: Options | None) -> Options:
+    """The recipe's options with the teachers asked for in place of the preset's.
+
+    Raises:
+        ConfigError: the recipe has no teachers, or it is not clear whose the options are.
+    """
+    from splatlearn import registry
+    from splatlearn.errors import ConfigError
+
+    if teacher is None and not given:
+        return options
+    if "teachers" not in {f.name for f in fields(registry.recipes.family(recipe).config)}:
+        raise ConfigError(f"--teacher: {recipe} learns without teachers")
+    names = teacher.split(",") if teacher else list(options.get("teachers", ()))
+    if given and len(names) != 1:
+        raise ConfigError(f"--teacher.{next(iter(given))}: whose of {len(names)} teachers? Name one with --teacher")
+    before = options.get("teachers", {}) if teacher is None else {}
+    return {**options, "teachers": {name: {**before.get(name, {}), **(given or {})} for name in names}}
 
 
 def read_preset(name: str) -> Preset:

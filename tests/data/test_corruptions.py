@@ -10,7 +10,16 @@ from splatlearn.data.corruptions import CORRUPTIONS, SEVERITIES, CorruptedScene,
 from splatlearn.data.corruptions.scan import Scan, estimate_beams, fit_plane, lowest
 from splatlearn.data.corruptions.scene import to_scan
 from splatlearn.data.corruptions.sensor import BEAMS, CROSSTALK, MISSING, SHAKE, SILENT
-from splatlearn.data.corruptions.weather import FILM, FLAKE_RANGE, LIDAR_RATIO, NEAR, SNOWFALL, VISIBILITY, fresnel
+from splatlearn.data.corruptions.weather import (
+    FILM,
+    FLAKE_RANGE,
+    LIDAR_RATIO,
+    NEAR,
+    SNOWFALL,
+    VISIBILITY,
+    fresnel,
+    snowflakes,
+)
 from splatlearn.data.scene import Scene
 from splatlearn.errors import MissingAttribute, MissingData, UserError
 from splatlearn.structures import Points
@@ -207,6 +216,10 @@ class TestSnow:
         assert FLAKE_RANGE[0] <= float(distance.min()) + 1e-5 and float(distance.median()) < 8
         assert 0.005 < float(false.float().mean()) < 0.3
 
+    def test_visibility_of_the_snowfalls(self):
+        visibility = [np.log(20) / snowflakes(rate)[2] for rate in SNOWFALL.values()]
+        assert visibility == pytest.approx([1330, 896, 532], rel=0.01)
+
 
 class TestMotionBlur:
     def test_amplitude_and_smooth_part(self):
@@ -246,6 +259,8 @@ class TestSensor:
 
     def test_echoes_of_dark_points_where_classes_are_unknown(self):
         after = spoil(SCAN, "incomplete_echo", "heavy", classes=())
+        unlabelled = spoil(make_scan(label=False), "incomplete_echo", "heavy", classes=CLASSES)
+        assert torch.equal(unlabelled["row"], after["row"])
         lost = torch.ones(len(SCAN), dtype=torch.bool)
         lost[after["row"]] = False
         assert float(SCAN["intensity"][lost].max()) <= float(SCAN["intensity"].quantile(0.1)) + 1e-6

@@ -274,6 +274,13 @@ class TestSensor:
             assert len(kept) == count and int(kept.diff().max()) <= -(-beams // count)
             assert len(after) == count * shots
 
+    def test_thinning_does_not_depend_on_the_order_of_the_points(self):
+        order = torch.randperm(len(SCAN), generator=torch.Generator().manual_seed(0))
+        one, two = (spoil(points, "cross_sensor", "heavy") for points in (SCAN, SCAN.rows(order)))
+        assert sorted(two["row"].tolist()) == one["row"].tolist()
+        shots = one["row"].reshape(16, 90) % 180
+        assert bool((shots.diff(dim=1) == 2).all())
+
     def test_beams_are_estimated_from_the_elevation(self):
         guess = estimate_beams(SCAN.xyz.double().numpy(), 64)
         assert np.abs(guess - SCAN["beam"].numpy()).max() <= 1 and len(np.unique(guess)) >= 60

@@ -48,8 +48,8 @@ def fog(scan: Scan, severity: Severity, rng: np.random.Generator) -> Scan:
     """Returns weaken by exp(-2 alpha R), alpha = ln(20) / visibility; those too weak are lost, or fog returns instead.
 
     A lost pulse comes back from the fog with the chance 1 - exp(-2 alpha 10 m), at a range r between 1.5 m and 10 m
-    whose density is that of the returned power, exp(-2 alpha r) / r^2, where that is before the surface. Such a point is
-    as bright as a surface of reflectivity pi (alpha / S) l: S the lidar ratio, l half the pulse's length.
+    whose density is that of the returned power, exp(-2 alpha r) / r^2, if the surface is not nearer. Such a point is as
+    bright as a surface of reflectivity pi (alpha / S) l: S the lidar ratio, l half the pulse's length.
     """
     alpha = np.log(20) / VISIBILITY[severity]
     through = np.exp(-2 * alpha * scan.range)

@@ -10,7 +10,16 @@ from splatlearn.data.corruptions import CORRUPTIONS, SEVERITIES, CorruptedScene,
 from splatlearn.data.corruptions.scan import Scan, estimate_beams, fit_plane, lowest
 from splatlearn.data.corruptions.scene import to_scan
 from splatlearn.data.corruptions.sensor import BEAMS, CROSSTALK, MISSING, SHAKE, SILENT
-from splatlearn.data.corruptions.weather import FILM, FLAKE_RANGE, LIDAR_RATIO, NEAR, SNOWFALL, VISIBILITY, fresnel
+from splatlearn.data.corruptions.weather import (
+    FILM,
+    FLAKE_RANGE,
+    LIDAR_RATIO,
+    NEAR,
+    SNOWFALL,
+    VISIBILITY,
+    fresnel,
+    snowflakes,
+)
 from splatlearn.data.scene import Scene
 from splatlearn.errors import MissingAttribute, MissingData, UserError
 from splatlearn.structures import Points
@@ -207,6 +216,10 @@ class TestSnow:
         assert FLAKE_RANGE[0] <= float(distance.min()) + 1e-5 and float(distance.median()) < 8
         assert 0.005 < float(false.float().mean()) < 0.3
 
+    def test_visibility_of_the_snowfalls(self):
+        visibility = [np.log(20) / snowflakes(rate)[2] for rate in SNOWFALL.values()]
+        assert visibility == pytest.approx([1330, 896, 532], rel=0.01)
+
 
 class TestMotionBlur:
     def test_amplitude_and_smooth_part(self):
@@ -246,6 +259,8 @@ class TestSensor:
 
     def test_echoes_of_dark_points_where_classes_are_unknown(self):
         after = spoil(SCAN, "incomplete_echo", "heavy", classes=())
+        unlabelled = spoil(make_scan(label=False), "incomplete_echo", "heavy", classes=CLASSES)
+        assert torch.equal(unlabelled["row"], after["row"])
         lost = torch.ones(len(SCAN), dtype=torch.bool)
         lost[after["row"]] = False
         assert float(SCAN["intensity"][lost].max()) <= float(SCAN["intensity"].quantile(0.1)) + 1e-6
@@ -258,6 +273,13 @@ class TestSensor:
             kept = after["beam"].unique()
             assert len(kept) == count and int(kept.diff().max()) <= -(-beams // count)
             assert len(after) == count * shots
+
+    def test_thinning_does_not_depend_on_the_order_of_the_points(self):
+        order = torch.randperm(len(SCAN), generator=torch.Generator().manual_seed(0))
+        one, two = (spoil(points, "cross_sensor", "heavy") for points in (SCAN, SCAN.rows(order)))
+        assert sorted(two["row"].tolist()) == one["row"].tolist()
+        shots = one["row"].reshape(16, 90) % 180
+        assert bool((shots.diff(dim=1) == 2).all())
 
     def test_beams_are_estimated_from_the_elevation(self):
         guess = estimate_beams(SCAN.xyz.double().numpy(), 64)

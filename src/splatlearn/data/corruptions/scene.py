@@ -44,7 +44,8 @@ def corrupt(
     Robo3D gives such points is not stated by its public tables and pages; leaving them out is our choice.
 
     Args:
-        points: one scan with `intensity`, in the lidar's frame; `label` and `beam` where they are known.
+        points: one scan with `intensity`, in the lidar's frame; `label` and `beam` where they are known. What is
+            computed from xyz (neighbours, positions, radii) is to be computed after this.
         name: of `CORRUPTIONS`.
         severity: `light`, `moderate` or `heavy`.
         rng: all randomness.

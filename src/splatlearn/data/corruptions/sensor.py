@@ -78,11 +78,11 @@ def crosstalk(scan: Scan, severity: Severity, rng: np.random.Generator) -> Scan:
 def incomplete_echo(scan: Scan, severity: Severity, rng: np.random.Generator) -> Scan:
     """Dark things swallow the pulse: a random share of their points is lost.
 
-    They are vehicles and two-wheelers by class; where no point has such a class and classes are unknown, the tenth of
-    the points with the least intensity.
+    They are vehicles and two-wheelers by class; where classes are unknown, the tenth of the points with the least
+    intensity.
     """
     dark = scan.vehicles
-    if not scan.classes and len(scan):
+    if len(scan) and not (scan.classes and (scan.label >= 0).any()):
         dark = scan.intensity <= np.quantile(scan.intensity, DARK)
     return replace(scan, lost=dark & (rng.random(len(scan)) < SILENT[severity]))
 

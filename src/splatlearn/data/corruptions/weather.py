@@ -17,7 +17,7 @@ VISIBILITY: dict[Severity, float] = {"light": 300.0, "moderate": 100.0, "heavy":
 FILM: dict[Severity, float] = {"light": 0.3, "moderate": 0.8, "heavy": 2.0}
 """Wet ground: depth of the water, millimetres. Our default."""
 SNOWFALL: dict[Severity, float] = {"light": 0.5, "moderate": 1.0, "heavy": 2.5}
-"""Snow: rate, millimetres of water an hour. Our default; visibility comes to about 1200, 900 and 530 m."""
+"""Snow: rate, millimetres of water an hour. Our default; visibility comes to about 1300, 900 and 530 m."""
 
 LIDAR_RATIO = 18.8
 """Extinction over backscatter of water droplets, sr, at 905 nm (O'Connor et al. 2004)."""
@@ -31,7 +31,7 @@ WET_ALBEDO = 0.5
 TEXTURE = 0.6
 """Depth of a road's texture, millimetres, over which a film turns it into a mirror (dense asphalt has 0.4 to 0.9)."""
 DIVERGENCE = 3e-3
-"""Full angle of a beam, radians; HDL-64E."""
+"""Full angle of a beam, radians. Our default; Velodyne's sensors have 2e-3 to 3e-3."""
 APERTURE = 0.01
 """Width of a beam at the sensor, metres. Our default."""
 FLAKE_REFLECTIVITY = 0.3
@@ -48,8 +48,8 @@ def fog(scan: Scan, severity: Severity, rng: np.random.Generator) -> Scan:
     """Returns weaken by exp(-2 alpha R), alpha = ln(20) / visibility; those too weak are lost, or fog returns instead.
 
     A lost pulse comes back from the fog with the chance 1 - exp(-2 alpha 10 m), at a range r between 1.5 m and 10 m
-    (or the surface) whose density is that of the returned power, exp(-2 alpha r) / r^2. Such a point is as bright as a
-    surface of reflectivity pi (alpha / S) l: S the lidar ratio, l half the pulse's length.
+    whose density is that of the returned power, exp(-2 alpha r) / r^2, if the surface is not nearer. Such a point is as
+    bright as a surface of reflectivity pi (alpha / S) l: S the lidar ratio, l half the pulse's length.
     """
     alpha = np.log(20) / VISIBILITY[severity]
     through = np.exp(-2 * alpha * scan.range)
@@ -88,8 +88,7 @@ def snow(scan: Scan, severity: Severity, rng: np.random.Generator) -> Scan:
     place uniform in its volume. One of diameter d at r returns reflectivity * (d / w)^2 / r^2, w the beam's width.
     The surface weakens by exp(-2 alpha range), alpha twice the flakes' cross-section a volume.
     """
-    number, rate = 3800 * SNOWFALL[severity] ** -0.87, 2.55 * SNOWFALL[severity] ** -0.48
-    alpha = 2 * np.pi / 4 * FLAKE_GROWTH**2 * 2 * number / rate**3 * 1e-6
+    number, rate, alpha = snowflakes(SNOWFALL[severity])
     rays, places, fill = _flakes(scan, number, rate, rng)
     power = FLAKE_REFLECTIVITY * fill * np.exp(-2 * alpha * places) / places**2
     order = np.argsort(power)
@@ -106,6 +105,16 @@ def snow(scan: Scan, severity: Severity, rng: np.random.Generator) -> Scan:
         lost=(left < 1) & ~false,
         false=false,
     )
+
+
+def snowflakes(snowfall: float) -> tuple[float, float, float]:
+    """N0 in 1 / (m^3 mm) and L in 1 / mm of `snow`, and the extinction in 1 / m, twice the integral of N(D) pi d^2 / 4.
+
+    Args:
+        snowfall: millimetres of water an hour.
+    """
+    number, rate = 3800 * snowfall**-0.87, 2.55 * snowfall**-0.48
+    return number, rate, 2 * np.pi / 4 * FLAKE_GROWTH**2 * 2 * number / rate**3 * 1e-6
 
 
 def fresnel(cosine: np.ndarray) -> np.ndarray:

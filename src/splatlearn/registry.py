@@ -226,7 +226,11 @@ recipes: Registry[Any] = Registry(
 )
 tasks: Registry[Any] = Registry(
     "tasks",
-    {"segmentation": BuiltIn("splatlearn.tasks.segmentation", ("small", "tiny"), "Semantic classes of points.")},
+    {
+        "segmentation": BuiltIn(
+            "splatlearn.tasks.segmentation", ("small", "tiny", "lidar", "lidar-tiny"), "Semantic classes of points."
+        )
+    },
 )
 readers: Registry[Any] = Registry(
     "readers",

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from splatlearn.data.scene import Rejected, Source
+from splatlearn.encoders.base import PointEncoderConfig
 from splatlearn.engine.trainable import Progress
 from splatlearn.errors import BadData, ConfigError, UserError
 from splatlearn.structures import Points
@@ -77,7 +78,7 @@ class TestLabels:
         frozen, trained = task(labels=0.2), task("finetune", labels=0.2, config=replace(CONFIG, crop=10**6))
         held = scene_of(frozen.data).cloud.points
         clouds = trained.data
-        drawn = replace(clouds, augment=False).sample(scene_of(clouds), np.random.default_rng(0)).points
+        drawn = replace(clouds, augment="none").sample(scene_of(clouds), np.random.default_rng(0)).points
         assert torch.equal(held["label"], drawn["label"])
         assert torch.equal(held.xyz, drawn.xyz)
 
@@ -111,7 +112,9 @@ class TestTuning:
 
 class TestCloudData:
     def test_train_sample_is_a_seeded_crop(self):
-        data = CloudData(source=source(), attributes=("color", "height"), crop=50, augment=True)
+        data = CloudData(
+            source=source(), encoder=PointEncoderConfig(inputs=("color", "height")), crop=50, augment="indoor"
+        )
         first, again, other = (data.sample(scene_of(data), np.random.default_rng(s)) for s in (1, 1, 2))
         assert len(first.points) == 50 and len(first.full) == 0
         assert set(first.points.attributes) == {"color", "height", "label"}
@@ -121,7 +124,7 @@ class TestCloudData:
         assert packed.points.counts == (50, 50) and packed.full.counts == (0, 0)
 
     def test_height_is_that_of_the_whole_cloud(self):
-        data = CloudData(source=source(), attributes=("height",), crop=30)
+        data = CloudData(source=source(), encoder=PointEncoderConfig(inputs=("height",)), crop=30)
         for seed in range(4):
             points = data.sample(scene_of(data), np.random.default_rng(seed)).points
             torch.testing.assert_close(points["height"], points.xyz[:, 2], atol=0.02, rtol=0)

@@ -36,6 +36,8 @@ from splatlearn.structures import Points, Tokens
 ProbeName = Literal["linear", "decoder", "finetune"]
 Levels = Literal["finest", "all"]
 RAW_INPUTS = ("color", "normal", "intensity")
+RAW_OF_SCANS = ("position", "radius")
+"""Inputs that `raw` has besides of lidar scans (points with `reflectance`), whose origin is the sensor."""
 
 
 class LinearProbe(nn.Module):
@@ -226,7 +228,7 @@ def resolve_encoder(
         raise ConfigError(f"--encoder {name}: options {sorted(options)} only go with random:NAME")
     if name == "raw":
         there = set(available)
-        inputs = *(i for i in RAW_INPUTS if i in there), "height"
+        inputs = *(i for i in RAW_INPUTS if i in there), "height", *(RAW_OF_SCANS if "reflectance" in there else ())
         return Resolved(RawInputs(PointEncoderConfig(inputs=inputs)), "raw")
     if not Path(name).expanduser().is_dir():
         raise _unresolved(name)

@@ -5,7 +5,7 @@ Legend: N points of the cloud, M kept points (one a voxel). Metres, world.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, TypeVar, cast
+from typing import Literal, Self, TypeVar, cast
 from zlib import crc32
 
 import numpy as np
@@ -15,10 +15,13 @@ from torch import Tensor
 from splatlearn.data.augment import jitter_color, jitter_xyz, random_cloud_transform, transform_points
 from splatlearn.data.sampling import crop_nearest, split_scenes
 from splatlearn.data.scene import Rejected, Scene, Source
-from splatlearn.encoders.base import DERIVED, height
+from splatlearn.encoders.base import DERIVED, PointEncoderConfig
 from splatlearn.errors import BadData, UserError
+from splatlearn.ops.neighbors import knn
 from splatlearn.structures import Batch, Points
 
+Augmentation = Literal["none", "indoor", "lidar"]
+LabelUnit = Literal["points", "clouds"]
 S = TypeVar("S", bound=Scene)
 IGNORE = -1
 ENOUGH_TO_TUNE = 5
@@ -46,24 +49,29 @@ class CloudData:
 
     Args:
         source: where the clouds are.
-        attributes: attributes to carry, in order; `height` is measured on the whole cloud.
+        encoder: whose inputs are carried; `height` is measured on the whole cloud. Points that it cannot see are not
+            kept, and what a worker may do for it ahead is done.
         voxel: edge of the voxels, metres; 0 keeps every point.
-        labels: share of the labelled kept points of each cloud whose label is used; the rest become -1.
-        seed: chooses these points; the same for every method.
+        nearest: the kept point that stands for a point is the nearest one, and not the one of its voxel.
+        labels: share of the labels that is used.
+        unit: of what: of the labelled kept points of each cloud, the rest of which become -1, or of the clouds.
+        seed: chooses these points or clouds; the same for every method.
         crop: most points of a training sample, those nearest to a random one; 0 for the whole cloud.
-        augment: turn, scale, mirror, jitter, and change the colours.
+        augment: what training samples go through (`distort`, `distort_scan`).
         whole: validation: whole clouds, unchanged, with all their labels.
         classes: number of classes that labels are checked against; 0 checks nothing.
         tuning: share of the training clouds that is kept for choosing settings, the split `tune`.
     """
 
     source: Source
-    attributes: tuple[str, ...] = ()
+    encoder: PointEncoderConfig = PointEncoderConfig(inputs=())
     voxel: float = 0.05
+    nearest: bool = False
     labels: float = 1.0
+    unit: LabelUnit = "points"
     seed: int = 0
     crop: int = 0
-    augment: bool = False
+    augment: Augmentation = "none"
     whole: bool = False
     classes: int = 0
     tuning: float = 0.0
@@ -72,7 +80,10 @@ class CloudData:
         """Clouds of `train`, `tune` or `val`."""
         if split == "val":
             return {"all": split_scenes(self.source.scenes(), split)}
-        train, tune = keep_for_tuning(split_scenes(self.source.scenes(), "train"), self.tuning)
+        labelled: Sequence[Scene] = split_scenes(self.source.scenes(), "train")
+        if self.unit == "clouds":
+            labelled = keep_clouds(labelled, self.labels, self.seed)
+        train, tune = keep_for_tuning(labelled, self.tuning)
         return {"all": tune if split == "tune" else train}
 
     def shares(self) -> Mapping[str, float]:
@@ -87,26 +98,35 @@ class CloudData:
         """
         thinned = self.thin(scene)
         if self.whole:
-            return thinned
-        points = keep_labels(thinned.points, self.labels, scene.name, self.seed)
+            return self.ready(thinned)
+        points = self._labelled(thinned.points, scene)
         points = crop_nearest(points, self.crop, rng) if self.crop else points
         if not bool((points["label"] >= 0).any()):
             raise Rejected("no labelled point in the crop")
-        points = distort(points, rng) if self.augment else points
-        return Cloud(names=(scene.name,), points=points, full=thinned.full.rows(torch.arange(0)))
+        if self.augment != "none":
+            points = (distort if self.augment == "indoor" else distort_scan)(points, rng)
+            points = points.rows(self.encoder.inside(points))
+        return self.ready(Cloud(names=(scene.name,), points=points, full=thinned.full.rows(torch.arange(0))))
 
     def each(self, split: str) -> Iterator[Cloud]:
         """Every cloud of a split once, thinned and whole, in order; those of `tune` with their share of labels."""
         for scene in self.scenes(split)["all"]:
             cloud = self.thin(scene)
             if split == "tune":
-                cloud = replace(cloud, points=keep_labels(cloud.points, self.labels, scene.name, self.seed))
-            yield cloud
+                cloud = replace(cloud, points=self._labelled(cloud.points, scene))
+            yield self.ready(cloud)
+
+    def ready(self, cloud: Cloud) -> Cloud:
+        """The cloud with what its encoder would else compute itself."""
+        return replace(cloud, points=self.encoder.precompute(cloud.points))
+
+    def _labelled(self, points: Points, scene: Scene) -> Points:
+        return keep_labels(points, self.labels, scene.name, self.seed) if self.unit == "points" else points
 
     def thin(self, scene: Scene) -> Cloud:
         """The kept points of a scene, whole and without augmentation; the last few scenes are remembered."""
         remembered = self.source.memory.setdefault("thinned", {})
-        key = scene.name, scene.split, self.voxel, self.attributes, self.classes
+        key = scene.name, scene.split, self.voxel, self.nearest, self.encoder, self.classes
         if key not in remembered:
             remembered[key] = self._thin(scene)
             if len(remembered) > REMEMBERED:
@@ -120,13 +140,20 @@ class CloudData:
         if "label" not in points:
             raise BadData(f"{scene.name}: the cloud has no labels; label it, or take it out of the data")
         label = checked_labels(points["label"], self.classes, scene.name)
-        carried = {name: points[name] for name in self.attributes if name not in DERIVED or name in points}
-        if "height" in self.attributes and "height" not in carried:
-            carried["height"] = height(points)
+        carried = {
+            name: DERIVED[name](points) if name in DERIVED and name not in points else points[name]
+            for name in self.encoder.inputs
+        }
         kept, stands_for = thin_rows(points.xyz, self.voxel)
+        thinned = Points(xyz=points.xyz, attributes={**carried, "label": label}).rows(kept)
+        inside = self.encoder.inside(thinned)
+        if not bool(inside.any()):
+            raise BadData(f"{scene.name}: the encoder sees none of its points; they lie out of its field of view")
+        if self.nearest or not bool(inside.all()):
+            thinned = thinned.rows(inside)
+            stands_for = knn(points.xyz, points.counts, thinned.xyz, thinned.counts, 1)[1][:, 0]
         full = Points(xyz=points.xyz, attributes={"label": label, "kept": stands_for})
-        points = Points(xyz=points.xyz, attributes={**carried, "label": label})
-        return Cloud(names=(scene.name,), points=points.rows(kept), full=full)
+        return Cloud(names=(scene.name,), points=thinned, full=full)
 
 
 def thin_rows(xyz: Tensor, voxel: float) -> tuple[Tensor, Tensor]:
@@ -155,6 +182,24 @@ def thin_rows(xyz: Tensor, voxel: float) -> tuple[Tensor, Tensor]:
     rank = torch.empty_like(place)
     rank[place] = torch.arange(len(place), device=xyz.device)
     return kept, rank[cell]
+
+
+def keep_clouds(scenes: Sequence[S], share: float, seed: int) -> Sequence[S]:
+    """A share of the clouds, chosen by the seed, in their order; one at least.
+
+    Raises:
+        UserError: a share outside (0, 1].
+    """
+    check_share(share)
+    chosen = np.random.default_rng([seed, len(scenes)]).permutation(len(scenes))
+    kept = set(chosen[: max(1, round(share * len(scenes)))].tolist())
+    return [scene for number, scene in enumerate(scenes) if number in kept]
+
+
+def check_share(share: float) -> None:
+    """Raises: UserError: a share of the labels outside (0, 1]."""
+    if not 0 < share <= 1:
+        raise UserError(f"--labels: a share in (0, 1] is needed, got {share}")
 
 
 def keep_for_tuning(scenes: Sequence[S], share: float) -> tuple[Sequence[S], Sequence[S]]:
@@ -188,8 +233,7 @@ def keep_labels(points: Points, share: float, name: str, seed: int) -> Points:
     Raises:
         UserError: a share outside (0, 1].
     """
-    if not 0 < share <= 1:
-        raise UserError(f"--labels: a share in (0, 1] is needed, got {share}")
+    check_share(share)
     labelled = (points["label"] >= 0).nonzero().squeeze(1)
     if share == 1 or not len(labelled):
         return points
@@ -205,6 +249,22 @@ def distort(points: Points, rng: np.random.Generator) -> Points:
     """One draw of augmentation as in Pointcept's ScanNet recipes, without its elastic part."""
     points = jitter_xyz(transform_points(points, random_cloud_transform(rng)), rng)
     return jitter_color(points, rng) if "color" in points else points
+
+
+def distort_scan(points: Points, rng: np.random.Generator) -> Points:
+    """One draw of augmentation of lidar scans, as ScaLR's code has it: coordinates are turned about the vertical and,
+    two times in three, mirrored; their copy among the inputs is turned by an angle of its own and, with the radius,
+    scaled by up to a tenth."""
+    turn, other = (random_cloud_transform(rng, tilt=0.0, scale=(1.0, 1.0), flip=False) for _ in range(2))
+    factor = rng.uniform(0.9, 1.1)
+    if rng.random() < 2 / 3:
+        turn[int(rng.integers(2))] *= -1
+    attributes = {}
+    if "position" in points:
+        attributes["position"] = factor * points["position"] @ other[:3, :3].to(points.xyz).T
+    if "radius" in points:
+        attributes["radius"] = factor * points["radius"]
+    return transform_points(points, turn).with_attributes(**attributes)
 
 
 class Held(Scene):
@@ -249,8 +309,10 @@ class HeldData:
         for scene in self.scenes(split)["all"]:
             yield scene.cloud
 
-    def with_labels(self, share: float, seed: int) -> Self:
-        """The same features with a share of the training labels, as `keep_labels` chooses them."""
+    def with_labels(self, share: float, seed: int, unit: LabelUnit = "points") -> Self:
+        """The same features with a share of the training labels, as `keep_labels` or `keep_clouds` chooses them."""
+        if unit == "clouds":
+            return replace(self, train=tuple(keep_clouds(self.train, share, seed)))
         clouds = [held.cloud for held in self.train]
         limited = [replace(c, points=keep_labels(c.points, share, c.names[0], seed)) for c in clouds]
         return replace(self, train=tuple(map(Held, limited)))

@@ -35,7 +35,7 @@ class Wanted(NamedTuple):
     over_raw: float
 
 
-WANTED: Mapping[str, Wanted] = MappingProxyType({"rooms": Wanted(8.0, 3.0)})
+WANTED: Mapping[str, Wanted] = MappingProxyType({"rooms": Wanted(8.0, 3.0), "streets": Wanted(5.0, 5.0)})
 """World -> what is a clear margin there (our default)."""
 
 

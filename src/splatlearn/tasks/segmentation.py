@@ -23,7 +23,7 @@ from splatlearn.losses.segmentation import cross_entropy, lovasz_softmax
 from splatlearn.registry import tasks
 from splatlearn.structures import Points
 from splatlearn.tasks.base import Levels, LinearProbe, ProbeName, Task, check_inputs, chosen_levels, dense
-from splatlearn.tasks.clouds import IGNORE, Cloud, CloudData, Held, HeldData
+from splatlearn.tasks.clouds import IGNORE, Cloud, CloudData, Held, HeldData, LabelUnit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,10 @@ class SegmentationConfig:
     Args:
         voxel: clouds are thinned to one point a voxel of this edge, metres; every point of the cloud then gets the
             class of the one that stands for it (Pointcept's ScanNet recipes: 0.02). 0 keeps every point.
+        nearest: a point gets the class of the nearest kept point instead (ScaLR's code).
         crop: most points of a training sample when the encoder trains.
+        augmentation: of these samples: that of indoor clouds, or of lidar scans.
+        label_unit: what a share of the labels counts: labelled points of every cloud, or clouds.
         rows: points of a cloud in a training sample when features are frozen.
         levels: levels of a frozen encoder that the head sees (Sonata: all); a trained one shows its finest.
         lovasz: weight of the Lovasz loss beside cross-entropy (Sonata's probes: 1).
@@ -48,6 +51,7 @@ class SegmentationConfig:
         finetune_batch: crops a step when the encoder trains.
         finetune_learning_rate: peak when the encoder trains, for pre-trained and new weights alike.
         finetune_head_rate: times the head's rate is that; a head starts from nothing even where the encoder does not.
+        finetune_layer_decay: factor of the rate per block, counted from the last; 1 is off (ScaLR: 0.95 or 0.99).
         weight_decay: of AdamW.
         calibration: batches without gradient that set a frozen encoder's batch-norm statistics.
         calibrate: which frozen encoders get that: `random` ones, or `all`, which adapts pre-trained ones to these
@@ -57,7 +61,10 @@ class SegmentationConfig:
     """
 
     voxel: float = 0.02
+    nearest: bool = False
     crop: int = 20000
+    augmentation: Literal["indoor", "lidar"] = "indoor"
+    label_unit: LabelUnit = "points"
     rows: int = 4096
     levels: Levels = "all"
     lovasz: float = 0.0
@@ -70,6 +77,7 @@ class SegmentationConfig:
     finetune_batch: int = 4
     finetune_learning_rate: float = 2e-3
     finetune_head_rate: float = 30.0
+    finetune_layer_decay: float = 1.0
     weight_decay: float = 0.02
     calibration: int = 50
     calibrate: Literal["random", "all"] = "random"
@@ -77,7 +85,7 @@ class SegmentationConfig:
 
     def __post_init__(self) -> None:
         counts = ("crop", "rows", "steps", "batch", "finetune_steps", "finetune_batch")
-        rates = ("decoder_learning_rate", "finetune_learning_rate", "finetune_head_rate")
+        rates = ("decoder_learning_rate", "finetune_learning_rate", "finetune_head_rate", "finetune_layer_decay")
         floors = ("voxel", "lovasz", "weight_decay", "calibration", "memory")
         at = {name: getattr(self, name) for name in (*counts, *rates, *floors)}
         require(
@@ -93,6 +101,18 @@ class SegmentationConfig:
         )
 
 
+LIDAR: dict[str, Any] = {
+    "voxel": 0.1,
+    "nearest": True,
+    "augmentation": "lidar",
+    "label_unit": "clouds",
+    "lovasz": 1.0,
+    "weight_decay": 0.003,
+    "finetune_layer_decay": 0.99,
+}
+"""What ScaLR's downstream code does: its voxels, its losses, its weight decay, its decay by layer."""
+
+
 @tasks.register(
     "segmentation",
     SegmentationConfig,
@@ -106,6 +126,8 @@ class SegmentationConfig:
             "finetune_steps": 130,
             "finetune_batch": 2,
         },
+        "lidar": LIDAR,
+        "lidar-tiny": {**LIDAR, "crop": 6000, "steps": 200, "finetune_steps": 130, "finetune_batch": 2},
     },
 )
 class Segmentation(Task[Cloud]):
@@ -151,11 +173,12 @@ class Segmentation(Task[Cloud]):
             held = self.hold(config, encoder, source)
         tuning = config.tuning if probe == "linear" and len(config.learning_rates) > 1 else 0.0
         if frozen and held is not None:
-            held = held.with_labels(labels, seed).for_tuning(tuning)
+            held = held.with_labels(labels, seed, config.label_unit).for_tuning(tuning)
             self.data, self.validation = held, replace(held, whole=True)
         else:
-            self.data = replace(clouds, crop=config.crop, augment=not frozen, tuning=tuning)
-            self.validation = replace(self.data, whole=True, crop=0, augment=False)
+            augment = "none" if frozen else config.augmentation
+            self.data = replace(clouds, crop=config.crop, augment=augment, tuning=tuning)
+            self.validation = replace(self.data, whole=True, crop=0, augment="none")
 
     @classmethod
     def training(cls, config: SegmentationConfig, probe: ProbeName) -> dict[str, Any]:
@@ -169,6 +192,7 @@ class Segmentation(Task[Cloud]):
             "batch": config.finetune_batch if full else config.batch,
             "learning_rate": peaks[probe],
             "rates": rates[probe],
+            "layer_decay": config.finetune_layer_decay if full else 1.0,
             "weight_decay": config.weight_decay,
             "schedule": "one-cycle",
             "warmup": 0.1,
@@ -189,7 +213,7 @@ class Segmentation(Task[Cloud]):
         scenes = data.scenes("train")["all"]
         for number in range(config.calibration):
             points = data.thin(scenes[number % len(scenes)]).points
-            yield crop_nearest(points, config.crop, np.random.default_rng([seed, number]))
+            yield encoder.config.precompute(crop_nearest(points, config.crop, np.random.default_rng([seed, number])))
 
     @classmethod
     def hold(cls, config: SegmentationConfig, encoder: PointEncoder, source: Source) -> HeldData | None:
@@ -306,9 +330,11 @@ def cloud_data(
     """
     data = CloudData(
         source=source,
-        attributes=encoder.config.inputs,
+        encoder=encoder.config,
         voxel=config.voxel,
+        nearest=config.nearest,
         labels=labels,
+        unit=config.label_unit,
         seed=seed,
         classes=len(source.reader().classes),
     )

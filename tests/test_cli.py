@@ -448,7 +448,7 @@ class TestListAndDoctor:
     @pytest.mark.parametrize("own", ["", "~/worlds"])
     @pytest.mark.parametrize("common", ["", "~/caches"])
     def test_doctor_names_the_folder_that_worlds_are_made_in(self, monkeypatch, own, common):
-        from splatlearn.data.rooms.cache import cache_root
+        from splatlearn.data.procedural.cache import cache_root
 
         monkeypatch.setenv("SPLATLEARN_CACHE", own)
         monkeypatch.setenv("XDG_CACHE_HOME", common)

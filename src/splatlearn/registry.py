@@ -236,6 +236,9 @@ readers: Registry[Any] = Registry(
     "readers",
     {
         "rooms": BuiltIn("splatlearn.data.rooms.scene", ("default", "tiny", "demo"), "Procedural furnished rooms."),
+        "streets": BuiltIn(
+            "splatlearn.data.streets.scene", ("default", "tiny", "demo"), "Procedural drives through streets."
+        ),
         "rgbd": BuiltIn("splatlearn.data.rgbd", ("default", "tiny"), "Posed RGB-D folders (7-Scenes, ScanNet export)."),
         "photos": BuiltIn(
             "splatlearn.data.photos", ("default", "tiny"), "Posed photographs (transforms.json, COLMAP models)."

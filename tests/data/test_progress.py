@@ -3,8 +3,8 @@
 import pytest
 
 from splatlearn.data import progress as module
+from splatlearn.data.procedural import cache
 from splatlearn.data.progress import PATIENCE, PLAIN_SECONDS, progress
-from splatlearn.data.rooms import cache
 from splatlearn.verbs.check import check
 
 

@@ -13,12 +13,14 @@ import torch
 import trimesh
 
 from splatlearn import registry
-from splatlearn.data.rooms import CLASSES, PALETTE, RoomsConfig, RoomsReader, RoomsScene, mesh
-from splatlearn.data.rooms.cache import cache_root, ensure, make_room
+from splatlearn.data.procedural import mesh
+from splatlearn.data.procedural.cache import cache_root
+from splatlearn.data.procedural.textures import Materials
+from splatlearn.data.rooms import CLASSES, PALETTE, RoomsConfig, RoomsReader, RoomsScene
+from splatlearn.data.rooms.cache import WORKSHOP
 from splatlearn.data.rooms.capture import pinhole
 from splatlearn.data.rooms.finishes import Finishes
 from splatlearn.data.rooms.layout import furnish
-from splatlearn.data.rooms.textures import Materials
 from splatlearn.data.rooms.walk import walk
 from splatlearn.data.rooms.world import World, build
 from splatlearn.errors import BadData, UserError
@@ -57,19 +59,19 @@ def digest(folder: Path) -> dict[str, str]:
 
 class TestBytes:
     def test_same_seed_same_bytes(self, scenes: list[RoomsScene], tmp_path: Path) -> None:
-        make_room(SMALL.recipe, 1, tmp_path / "again")
+        WORKSHOP.make(SMALL.recipe, 1, tmp_path / "again")
         assert digest(tmp_path / "again") == digest(scenes[1].folder)
 
     def test_processes_make_the_same_bytes(
         self, scenes: list[RoomsScene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SPLATLEARN_CACHE", str(tmp_path))
-        folders = ensure(SMALL.recipe, 3, workers=2)
+        folders = WORKSHOP.ensure(SMALL.recipe, 3, workers=2)
         assert [digest(folder) for folder in folders] == [digest(scene.folder) for scene in scenes]
 
     def test_rooms_and_seeds_differ(self, scenes: list[RoomsScene], tmp_path: Path) -> None:
         assert digest(scenes[0].folder) != digest(scenes[1].folder)
-        make_room(replace(SMALL, seed=1).recipe, 0, tmp_path / "other")
+        WORKSHOP.make(replace(SMALL, seed=1).recipe, 0, tmp_path / "other")
         assert digest(tmp_path / "other")["cloud.npz"] != digest(scenes[0].folder)["cloud.npz"]
 
     def test_folder_is_named_after_the_settings(self) -> None:
@@ -85,7 +87,7 @@ class TestBytes:
         before = digest(scenes[0].folder)
         stamp = (scenes[0].folder / "cloud.npz").stat().st_mtime_ns
         RoomsReader(SMALL).scenes()
-        make_room(SMALL.recipe, 0, scenes[0].folder)
+        WORKSHOP.make(SMALL.recipe, 0, scenes[0].folder)
         assert digest(scenes[0].folder) == before
         assert (scenes[0].folder / "cloud.npz").stat().st_mtime_ns == stamp
 

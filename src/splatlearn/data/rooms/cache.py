@@ -4,26 +4,15 @@ A room is a folder: `color/000000.jpg`, `depth/000000.png` (16 bit, millimetres)
 `cameras.npz`, `cloud.npz`, `boxes.npz`, `mesh.npz`. Folders appear whole or not at all.
 """
 
-import hashlib
-import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
-from io import BytesIO
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from splatlearn.data.progress import progress
-from splatlearn.errors import UserError
+from splatlearn.data.procedural.cache import BaseRecipe, Workshop, save_arrays
 
 if TYPE_CHECKING:
     from splatlearn.data.rooms.capture import Recording
@@ -32,17 +21,14 @@ if TYPE_CHECKING:
 
 VERSION = 5
 """Raised whenever the same settings make other bytes."""
-_LOOK = 0.5
-"""Seconds between looks at how many rooms there are."""
 LENGTH_UNIT = 0.001
 """Metres a unit of stored depths and stored cloud coordinates."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(BaseRecipe):
     """Everything that the bytes of a room follow from, besides its index."""
 
-    seed: int
     frames: int
     size: tuple[int, int]
     points: int
@@ -52,95 +38,26 @@ class Recipe:
     @property
     def digest(self) -> str:
         """Short hash of the settings and of this module's version."""
-        text = json.dumps({"version": VERSION, **asdict(self)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return self.digest_of(VERSION)
 
 
-def cache_root() -> Path:
-    """`$SPLATLEARN_CACHE`, else `$XDG_CACHE_HOME/splatlearn`, else `~/.cache/splatlearn`."""
-    own = os.environ.get("SPLATLEARN_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "splatlearn"
-
-
-def ensure(recipe: Recipe, count: int, workers: int) -> list[Path]:
-    """The folders of rooms 0 to count - 1; missing ones are made, and progress is shown.
-
-    Args:
-        recipe: what they follow from.
-        count: rooms.
-        workers: processes that make rooms; the bytes do not depend on it.
-
-    Raises:
-        UserError: the cache folder cannot be written, or a worker failed.
-    """
-    root = cache_root() / "rooms" / f"v{VERSION}-seed{recipe.seed}-{recipe.digest}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write the cache {root}: {error}; set SPLATLEARN_CACHE to another folder") from error
-    folders = [root / f"room-{index:04d}" for index in range(count)]
-    missing = [index for index in range(count) if not folders[index].is_dir()]
-    share = min(workers, (len(missing) + 1) // 2)
-    with progress("making rooms", len(missing)) as tell:
-        if share <= 1:
-            for done, index in enumerate(missing, 1):
-                make_room(recipe, index, folders[index])
-                tell(done)
-        else:
-            with ThreadPoolExecutor(share) as pool:
-                jobs = [pool.submit(_in_process, recipe, root, missing[k::share]) for k in range(share)]
-                while wait(jobs, _LOOK).not_done:
-                    tell(sum(folders[index].is_dir() for index in missing))
-            for job in jobs:
-                job.result()
-    return folders
-
-
-def _in_process(recipe: Recipe, root: Path, indices: Sequence[int]) -> None:
-    """Makes rooms in a fresh interpreter: works from notebooks, from daemons, and without a guarded main module."""
-    order = json.dumps({"recipe": asdict(recipe), "root": str(root), "indices": list(indices)})
-    package_parent = str(Path(__file__).resolve().parents[3])
-    path = os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "splatlearn.data.rooms.worker"]
-    done = subprocess.run(command, input=order, text=True, capture_output=True, env=environment, check=False)
-    if done.returncode:
-        raise UserError(f"making rooms failed:\n{done.stderr[-2000:]}")
-
-
-def make_rooms(recipe: Recipe, root: Path, indices: Sequence[int]) -> None:
-    """Makes the rooms of these indices under `root`."""
-    for index in indices:
-        make_room(recipe, index, root / f"room-{index:04d}")
-
-
-def make_room(recipe: Recipe, index: int, folder: Path) -> None:
-    """Makes one room in a temporary folder beside `folder` and renames it; a folder that exists is kept."""
+def fill_room(recipe: Recipe, index: int, folder: Path) -> None:
+    """Makes one room in an empty folder."""
     from splatlearn.data.rooms.capture import FIELD, record
     from splatlearn.data.rooms.cloud import sample_cloud
     from splatlearn.data.rooms.walk import walk
     from splatlearn.data.rooms.world import build
 
-    if folder.is_dir():
-        return
     seed = (recipe.seed, index)
     world = build((*seed, 0), recipe.side)
     poses = walk(world, np.random.default_rng((*seed, 1)), recipe.frames, FIELD)
     recording = record(world, poses, recipe.size, np.random.default_rng((*seed, 2)), recipe.noise)
     cloud = sample_cloud(world, poses, recipe.points, np.random.default_rng((*seed, 3)), recipe.noise)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        _write_frames(temporary, recording)
-        _write_arrays(temporary, world, recording, cloud)
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    _write_frames(folder, recording)
+    _write_arrays(folder, world, recording, cloud)
+
+
+WORKSHOP = Workshop("rooms", "room", VERSION, __name__, fill_room)
 
 
 def _write_frames(folder: Path, recording: "Recording") -> None:
@@ -155,22 +72,22 @@ def _write_frames(folder: Path, recording: "Recording") -> None:
 def _write_arrays(folder: Path, world: "World", recording: "Recording", cloud: "Cloud") -> None:
     boxes = world.boxes
     size = np.array(recording.color.shape[2:0:-1])
-    _save(folder / "cameras.npz", poses=recording.poses, intrinsics=recording.intrinsics, size=size)
-    _save(
+    save_arrays(folder / "cameras.npz", poses=recording.poses, intrinsics=recording.intrinsics, size=size)
+    save_arrays(
         folder / "cloud.npz",
         xyz=np.round(cloud.xyz / LENGTH_UNIT).astype(np.int16),
         color=cloud.color,
         normal=np.round(cloud.normal * 127).astype(np.int8),
         instance=cloud.instance.astype(np.uint16),
     )
-    _save(
+    save_arrays(
         folder / "boxes.npz",
         centers=boxes.centers.astype(np.float32),
         sizes=boxes.sizes.astype(np.float32),
         yaws=boxes.yaws.astype(np.float32),
         labels=boxes.labels.astype(np.int16),
     )
-    _save(
+    save_arrays(
         folder / "mesh.npz",
         vertices=world.mesh.vertices.astype(np.float32),
         faces=world.mesh.faces.astype(np.int32),
@@ -181,15 +98,8 @@ def _write_arrays(folder: Path, world: "World", recording: "Recording", cloud: "
 
 def _face_colors(world: "World") -> NDArray[np.uint8]:
     """(F 3) mean colour of each triangle under its light."""
-    from splatlearn.data.rooms.world import tone
+    from splatlearn.data.procedural.photograph import tone
 
     light = world.light[world.mesh.faces].mean(1)
     color = tone(world.sampler.mean[world.mesh.materials] * light * world.exposure)
     return np.clip(np.round(color * 255), 0, 255).astype(np.uint8)
-
-
-def _save(path: Path, **arrays: Any) -> None:
-    """A compressed npz whose bytes depend on the arrays alone (numpy stamps no time on members)."""
-    buffer = BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    path.write_bytes(buffer.getvalue())

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.special import ndtr
 
-from splatlearn.data.rooms.light import Hits, Single
-from splatlearn.data.rooms.mesh import Array
-from splatlearn.data.rooms.world import World, tone
+from splatlearn.data.procedural.light import Hits
+from splatlearn.data.procedural.mesh import Array
+from splatlearn.data.procedural.photograph import develop, dot, expose, photograph
+from splatlearn.data.rooms.world import World
 
 FIELD = float(np.deg2rad(57.0))
 """Horizontal field of view of a Kinect, radians."""
@@ -24,8 +25,6 @@ SENSOR_FOCAL = 585.0
 QUANTUM = 0.125
 """Disparity step of a Kinect, pixels of its 640-pixel image."""
 BATCH = 6
-EXTRA = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
-"""Places inside a pixel that are sampled where edges cross it."""
 
 
 @dataclass(frozen=True)
@@ -72,113 +71,21 @@ def record(
     return Recording(color, depth, instance, poses, camera)
 
 
-def _rays(camera: Array, size: tuple[int, int], shift: tuple[float, float] = (0.0, 0.0)) -> Array:
-    """(H W 3) camera-frame directions with z = 1 through the pixel centres, `shift` pixels aside."""
-    x = (np.arange(size[0]) + 0.5 + shift[0] - camera[0, 2]) / camera[0, 0]
-    y = (np.arange(size[1]) + 0.5 + shift[1] - camera[1, 2]) / camera[1, 1]
-    return np.stack([*np.meshgrid(x, y, indexing="xy"), np.ones(size[::-1])], -1)
-
-
-def _turned(poses: Array, rays: Array) -> Array:
-    """(V * H * W 3) the camera-frame rays (H W 3) in the world, view by view."""
-    return (rays.reshape(1, -1, 3) @ poses[:, :3, :3].transpose(0, 2, 1)).reshape(-1, 3)
-
-
-def expose(world: World, poses: Array, camera: Array, size: tuple[int, int]) -> None:
-    """Sets one exposure: the median reflected light of some views at 0.2 of white, unless highlights would burn."""
-    some = poses[:: max(1, len(poses) // 8)]
-    coarse = (size[0] // 8, size[1] // 8)
-    directions = _turned(some, _rays(camera / [[8], [8], [1]], coarse))
-    hits = world.caster.first(np.repeat(some[:, :3, 3], coarse[0] * coarse[1], 0), directions)
-    hits = _valid(hits)
-    world.exposure = 1.0
-    glow = world.sampler.glow[world.mesh.materials[hits.face]]
-    radiance = world.color(hits, np.full(len(hits.face), 0.03, np.float32)).mean(1)
-    middle, bright = np.quantile(radiance[glow == 0], [0.5, 0.92]).tolist()
-    world.exposure = min(0.2 / max(middle, 1e-4), 0.6 / max(bright, 1e-4))
-
-
-def _valid(hits: Hits) -> Hits:
-    keep = hits.face >= 0
-    return Hits(hits.distance[keep], hits.face[keep], hits.u[keep], hits.v[keep])
-
-
 def _record(
     world: World, poses: Array, camera: Array, size: tuple[int, int], rng: np.random.Generator, noise: float
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint16]]:
     shape = (len(poses), size[1], size[0])
-    rays = _rays(camera, size)
-    directions = _turned(poses, rays)
-    origins = np.repeat(poses[:, :3, 3], size[0] * size[1], 0)
-    hits = world.caster.first(origins, directions)
-    seen = world.mesh.instances[hits.face]
-    linear = _shade(world, hits, directions, camera)
-    edges = _edges(hits, world, shape)
-    linear[edges] = _antialias(world, poses, camera, size, edges)
-    color = tone(linear.reshape(*shape, 3))
-    if noise > 0:
-        grain = rng.standard_normal(color.shape, dtype=np.float32)
-        color = color + noise * (0.004 + 0.006 * (1 - color)) * grain
+    taken = photograph(world, poses, camera, size)
+    hits = taken.hits
+    color = develop(taken.linear, shape, rng, noise)
     depth = np.where(hits.face >= 0, hits.distance.astype(np.float64), 0.0)
     if noise > 0:
-        points = origins + directions * depth[:, None]
-        sensor = _Sensor(world, hits, directions, points, poses, shape)
+        points = taken.origins + taken.directions * depth[:, None]
+        sensor = _Sensor(world, hits, taken.directions, points, poses, shape)
         depth = sensor.measure(depth, rng, noise)
     millimetres = np.clip(np.round(depth * 1000), 0, 65000).astype(np.uint16).reshape(shape)
-    bytes_ = np.clip(np.round(color * 255), 0, 255).astype(np.uint8)
-    return bytes_, millimetres, seen.astype(np.uint16).reshape(shape)
-
-
-def _shade(world: World, hits: Hits, directions: Array, camera: Array) -> Single:
-    """(K 3) linear radiance, textures filtered to the pixel's footprint."""
-    slant = np.abs(_dot(world.face_normals[hits.face], directions)) / np.sqrt(_dot(directions, directions))
-    footprint = hits.distance / camera[0, 0] / np.sqrt(np.maximum(slant, 0.05))
-    return world.color(hits, footprint.astype(np.float32))
-
-
-def _dot(first: Array, second: Array) -> Array:
-    return np.einsum("...k,...k->...", first, second)
-
-
-def _edges(hits: Hits, world: World, shape: tuple[int, int, int]) -> NDArray[np.int64]:
-    """Flat indices of pixels on either side of an edge between materials, planes or depths."""
-    material = world.mesh.materials[hits.face].reshape(shape)
-    normal = world.face_normals[hits.face].reshape(*shape, 3)
-    plane = hits.distance.reshape(shape)
-    mark = np.zeros(shape, bool)
-    for axis in (1, 2):
-        low = [slice(None)] * 3
-        high = [slice(None)] * 3
-        low[axis], high[axis] = slice(None, -1), slice(1, None)
-        a, b = tuple(low), tuple(high)
-        bend = _dot(normal[a], normal[b]) < 0.8
-        jump = np.abs(plane[a] - plane[b]) > 0.08 * plane[a]
-        edge = (material[a] != material[b]) | bend | jump
-        mark[a] |= edge
-        mark[b] |= edge
-    return np.flatnonzero(mark)
-
-
-def _antialias(world: World, poses: Array, camera: Array, size: tuple[int, int], pixels: NDArray[np.int64]) -> Single:
-    """(K 3) linear radiance of some pixels, averaged over places inside each."""
-    view, rest = np.divmod(pixels, size[0] * size[1])
-    y, x = np.divmod(rest, size[0])
-    total = np.zeros((len(pixels), 3), np.float32)
-    for dx, dy in EXTRA:
-        rays = np.stack(
-            [
-                (x + 0.5 + dx - camera[0, 2]) / camera[0, 0],
-                (y + 0.5 + dy - camera[1, 2]) / camera[1, 1],
-                np.ones(len(x)),
-            ],
-            1,
-        )
-        directions = np.empty_like(rays)
-        for number, pose in enumerate(poses):
-            directions[view == number] = rays[view == number] @ pose[:3, :3].T
-        hits = world.caster.first(poses[view, :3, 3], directions)
-        total += np.minimum(_shade(world, hits, directions, camera), 2.0) / len(EXTRA)
-    return total
+    seen = world.mesh.instances[hits.face]
+    return color, millimetres, seen.astype(np.uint16).reshape(shape)
 
 
 class _Sensor:
@@ -188,9 +95,9 @@ class _Sensor:
         self, world: World, hits: Hits, directions: Array, points: Array, poses: Array, shape: tuple[int, int, int]
     ) -> None:
         self.shape = shape
-        unit = directions / np.sqrt(_dot(directions, directions))[:, None]
+        unit = directions / np.sqrt(dot(directions, directions))[:, None]
         normals = world.face_normals[hits.face]
-        self.slant = np.abs(_dot(normals, unit)).reshape(shape)
+        self.slant = np.abs(dot(normals, unit)).reshape(shape)
         material = world.mesh.materials[hits.face]
         self.glass = world.sampler.glass[material].reshape(shape)
         self.lit = (world.sampler.glow[material] > 0).reshape(shape)
@@ -201,7 +108,7 @@ class _Sensor:
         self, world: World, points: Array, normals: Array, unit: Array, poses: Array
     ) -> NDArray[np.bool_]:
         """(V H W) points that the projector, BASELINE to the camera's right, does not reach."""
-        facing = normals * -np.sign(_dot(normals, unit))[:, None]
+        facing = normals * -np.sign(dot(normals, unit))[:, None]
         starts = points + 0.006 * facing
         projector = poses[:, :3, 3] + BASELINE * poses[:, :3, 0]
         toward = np.repeat(projector, self.shape[1] * self.shape[2], 0) - starts

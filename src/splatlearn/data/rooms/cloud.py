@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from splatlearn.data.procedural.light import Hits
+from splatlearn.data.procedural.mesh import Array
+from splatlearn.data.procedural.photograph import tone
 from splatlearn.data.rooms.floorplan import STEP
-from splatlearn.data.rooms.light import Hits
-from splatlearn.data.rooms.mesh import Array
-from splatlearn.data.rooms.world import World, tone
+from splatlearn.data.rooms.world import World
 
 STATIONS = 10
 """Places from which a surface may be seen to be part of the cloud, besides some views of the walk (our default)."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from splatlearn.data.rooms.mesh import Array
+from splatlearn.data.procedural.mesh import Array
 from splatlearn.data.rooms.shell import Shell
 
 STEP = 0.05

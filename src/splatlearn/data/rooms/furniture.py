@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from splatlearn.data.procedural.mesh import Builder, Mesh
 from splatlearn.data.rooms.finishes import Finishes
-from splatlearn.data.rooms.mesh import Builder, Mesh
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,6 @@ def legs(
 
 
 def _round_leg(x: float, y: float, height: float, thick: float, material: int) -> Mesh:
-    from splatlearn.data.rooms.mesh import between
+    from splatlearn.data.procedural.mesh import between
 
     return between((x * 1.08, y * 1.08, 0), (x, y, height), thick / 2, material)

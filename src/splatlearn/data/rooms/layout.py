@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from splatlearn.data.procedural.mesh import Mesh, yaw_matrix
+from splatlearn.data.procedural.textures import Materials
 from splatlearn.data.rooms import seating, small, woodwork
 from splatlearn.data.rooms.finishes import Finishes
 from splatlearn.data.rooms.floorplan import STEP, Floorplan, footprint
 from splatlearn.data.rooms.furniture import Maker, Piece, Surface, chance, span
-from splatlearn.data.rooms.mesh import Mesh, yaw_matrix
 from splatlearn.data.rooms.shell import Shell, build_opening, build_walls, draw_shell
-from splatlearn.data.rooms.textures import Materials
 
 WALKABLE = 1.6
 """Square metres of connected floor that furniture leaves free for the camera (our default)."""

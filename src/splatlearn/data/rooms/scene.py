@@ -1,26 +1,24 @@
 """Rooms as scenes. Legend: V views, H W pixels, N points, M boxes. Metres, world, +z up."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
-from zipfile import BadZipFile
-from zlib import error as ZlibError
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from splatlearn import registry
-from splatlearn.data.imagery import UnreadableImage, gather_depth, read_color, read_depth, resample_indices
-from splatlearn.data.rooms.cache import LENGTH_UNIT, Recipe, ensure
+from splatlearn.data.procedural.cache import cores
+from splatlearn.data.procedural.files import arrays, read_cached, read_images, read_nearest, small_arrays
+from splatlearn.data.rooms.cache import LENGTH_UNIT, WORKSHOP, Recipe
 from splatlearn.data.rooms.classes import CLASSES, LABELS, STRUCTURE
 from splatlearn.data.scene import Reader, Scene
-from splatlearn.errors import BadData
 from splatlearn.structures import Boxes, Cameras, Frames, Points
 
-T = TypeVar("T")
+PART = WORKSHOP.part
 
 
 class RoomMesh(NamedTuple):
@@ -113,25 +111,19 @@ class RoomsScene(Scene):
     def frames(self, views: Sequence[int], size: tuple[int, int]) -> Frames:
         """The chosen views at (width, height), with `depth` (V H W) metres, 0 = none."""
         cameras = self.cameras.rows(torch.as_tensor(list(views), dtype=torch.int64))
-        images = [
-            _read(self.folder, _file("color", view, "jpg"), lambda path: read_color(path, size)) for view in views
-        ]
-        depth = [self._nearest("depth", view, size, LENGTH_UNIT) for view in views]
-        width, height = size
-        pixels = np.stack(images) if images else np.zeros((0, height, width, 3), np.uint8)
-        meters = np.stack(depth) if depth else np.zeros((0, height, width), np.float32)
+        depth = read_nearest(self.folder, "depth", views, size, LENGTH_UNIT, PART)
+        images = read_images(self.folder, views, size, PART)
         return Frames(
-            images=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 255,
-            cameras=cameras.resize(width, height),
+            images=images,
+            cameras=cameras.resize(*size),
             counts=(len(images),),
-            attributes={"depth": torch.from_numpy(meters)},
+            attributes={"depth": depth},
         )
 
     def instance_maps(self, views: Sequence[int], size: tuple[int, int]) -> Tensor:
         """(V H W) int64 object under each pixel centre, sensor holes included."""
         # Zero means "none" to the depth reader and is the floor here; both read back as 0.
-        maps = [self._nearest("instance", view, size, 1.0) for view in views]
-        return torch.from_numpy(np.stack(maps)).round().long()
+        return read_nearest(self.folder, "instance", views, size, 1.0, PART).round().long()
 
     def label_maps(self, views: Sequence[int], size: tuple[int, int]) -> Tensor:
         """(V H W) int64 class under each pixel centre, sensor holes included."""
@@ -139,7 +131,7 @@ class RoomsScene(Scene):
 
     def points(self) -> Points:
         """Every visible surface: `color` in [0, 1], `normal` towards the viewer, `label`, `instance`."""
-        data = _read(self.folder, "cloud.npz", _arrays)
+        data = read_cached(self.folder, "cloud.npz", arrays, PART)
         xyz = torch.from_numpy(data["xyz"].astype(np.float32) * np.float32(LENGTH_UNIT))
         normal = torch.from_numpy(data["normal"].astype(np.float32))
         color = torch.from_numpy(data["color"].astype(np.float32) / 255)
@@ -169,7 +161,7 @@ class RoomsScene(Scene):
 
     def mesh(self) -> RoomMesh:
         """The surface that everything else was sampled from."""
-        data = _read(self.folder, "mesh.npz", _arrays)
+        data = read_cached(self.folder, "mesh.npz", arrays, PART)
         instance = torch.from_numpy(data["instance"].astype(np.int64))
         return RoomMesh(
             torch.from_numpy(data["vertices"]),
@@ -184,46 +176,10 @@ class RoomsScene(Scene):
         """(M) int64 class of every instance, structure included."""
         return _boxes(self.folder)["labels"]
 
-    def _nearest(self, kind: str, view: int, size: tuple[int, int], scale: float) -> np.ndarray:
-        stored = _read(self.folder, _file(kind, view, "png"), lambda path: read_depth(path, scale))
-        native = (stored.shape[1], stored.shape[0])
-        if size == native:
-            return stored
-        rows, columns = resample_indices(_unit(native), _unit(size), native, size)
-        return gather_depth(stored, rows, columns)
-
-
-def _file(kind: str, view: int, suffix: str) -> str:
-    return f"{kind}/{int(view):06d}.{suffix}"
-
-
-def _read(room: Path, file: str, reader: Callable[[Path], T]) -> T:
-    """What `reader` makes of a file of the cache.
-
-    Raises:
-        BadData: it cannot be read; not `Rejected`, since another draw would not mend the room.
-    """
-    try:
-        return reader(room / file)
-    except (UnreadableImage, OSError, EOFError, ValueError, BadZipFile, ZlibError) as error:
-        raise BadData(
-            f"{room / file}: damaged ({error}); delete the folder {room}, and the room is made again"
-        ) from error
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as data:
-        return {name: data[name] for name in data.files}
-
-
-def _unit(size: tuple[int, int]) -> np.ndarray:
-    """A pinhole whose image plane is the unit square, in pixels of `size`."""
-    return np.diag([float(size[0]), float(size[1]), 1.0])
-
 
 @lru_cache(maxsize=1024)
 def _cameras(folder: Path) -> Cameras:
-    data = _read(folder, "cameras.npz", _arrays)
+    data = small_arrays(folder, "cameras.npz", PART)
     poses, intrinsics, (width, height) = data["poses"], data["intrinsics"], data["size"].tolist()
     count = len(poses)
     return Cameras(
@@ -238,7 +194,7 @@ def _cameras(folder: Path) -> Cameras:
 
 @lru_cache(maxsize=1024)
 def _boxes(folder: Path) -> dict[str, Tensor]:
-    stored = {name: torch.from_numpy(array) for name, array in _read(folder, "boxes.npz", _arrays).items()}
+    stored = {name: torch.from_numpy(array) for name, array in small_arrays(folder, "boxes.npz", PART).items()}
     return {**stored, "labels": stored["labels"].long()}
 
 
@@ -277,11 +233,5 @@ class RoomsReader(Reader):
             UserError: the cache cannot be written.
         """
         config = self.config
-        folders = ensure(config.recipe, config.rooms, config.workers or _cores())
+        folders = WORKSHOP.ensure(config.recipe, config.rooms, config.workers or cores())
         return [RoomsScene(folder, f"room-{config.seed}-{index:04d}") for index, folder in enumerate(folders)]
-
-
-def _cores() -> int:
-    import os
-
-    return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))

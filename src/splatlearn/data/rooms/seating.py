@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from splatlearn.data.procedural.mesh import Builder, axis_matrix, between, cushion, cylinder, sheet
 from splatlearn.data.rooms.finishes import Finishes
 from splatlearn.data.rooms.furniture import Piece, Surface, chance, finish, legs, span
-from splatlearn.data.rooms.mesh import Builder, axis_matrix, between, cushion, cylinder, sheet
 
 
 def chair(rng: np.random.Generator, finishes: Finishes) -> Piece:

@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from splatlearn.data.procedural.mesh import Array, Builder, Mesh, ball, box, join, patch
 from splatlearn.data.rooms.finishes import Finishes
 from splatlearn.data.rooms.furniture import chance, span
-from splatlearn.data.rooms.mesh import Array, Builder, Mesh, ball, box, join, patch
 
 SILL = 0.12
 """Depth of window reveals behind the wall, metres (our default)."""

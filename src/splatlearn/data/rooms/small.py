@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from splatlearn.data.rooms.finishes import Finishes
-from splatlearn.data.rooms.furniture import Piece, chance, finish, span
-from splatlearn.data.rooms.mesh import (
+from splatlearn.data.procedural.mesh import (
     Builder,
     Mesh,
     axis_matrix,
@@ -17,6 +15,8 @@ from splatlearn.data.rooms.mesh import (
     sheet,
     yaw_matrix,
 )
+from splatlearn.data.rooms.finishes import Finishes
+from splatlearn.data.rooms.furniture import Piece, chance, finish, span
 
 
 def _shade(rng: np.random.Generator, finishes: Finishes, radius: float, high: float) -> Mesh:

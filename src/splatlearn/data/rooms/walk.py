@@ -12,9 +12,9 @@ from scipy import ndimage
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import dijkstra
 
+from splatlearn.data.procedural.mesh import Array
 from splatlearn.data.rooms.classes import CLASSES, STRUCTURE
 from splatlearn.data.rooms.floorplan import STEP, Floorplan
-from splatlearn.data.rooms.mesh import Array
 from splatlearn.data.rooms.world import World
 
 PACE = 0.038

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from splatlearn.data.procedural.mesh import Builder, axis_matrix, ball, between, box, cylinder, lathe
 from splatlearn.data.rooms.finishes import Finishes
 from splatlearn.data.rooms.furniture import Piece, Surface, chance, finish, legs, span
-from splatlearn.data.rooms.mesh import Builder, axis_matrix, ball, between, box, cylinder, lathe
 
 
 def table(rng: np.random.Generator, finishes: Finishes) -> Piece:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from splatlearn.data.procedural.light import Caster, Hits, Lights, Single, bake
+from splatlearn.data.procedural.mesh import Array, Mesh, join, yaw_matrix
+from splatlearn.data.procedural.shading import shade
+from splatlearn.data.procedural.textures import SIDE, Sampler
 from splatlearn.data.rooms.classes import LABELS
 from splatlearn.data.rooms.floorplan import Floorplan
 from splatlearn.data.rooms.layout import Placed, Room, furnish
-from splatlearn.data.rooms.light import Caster, Hits, Lights, Single, bake
-from splatlearn.data.rooms.mesh import Array, Mesh, join, yaw_matrix
-from splatlearn.data.rooms.shading import shade
-from splatlearn.data.rooms.textures import GAMMA, SIDE, Sampler
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,6 @@ class World:
             SIDE,
             self.exposure,
         )
-
-
-def tone(linear: Single) -> Single:
-    """(... 3) linear radiance to sRGB-like values in [0, 1), with a soft shoulder above 0.6."""
-    soft = np.where(linear < 0.6, linear, 0.6 + 0.4 * (1 - np.exp(-(np.maximum(linear, 0.6) - 0.6) / 0.4)))
-    return soft ** np.float32(1 / GAMMA)
 
 
 def build(seed: tuple[int, ...], side: tuple[float, float]) -> World:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from splatlearn.data.rooms.mesh import Array, Mesh, length
-from splatlearn.data.rooms.textures import Sampler
+from splatlearn.data.procedural.mesh import Array, Mesh, length
+from splatlearn.data.procedural.textures import Sampler
 
 Single = NDArray[np.float32]
 CHUNK = 1 << 18

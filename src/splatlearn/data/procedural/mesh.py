@@ -59,6 +59,10 @@ class Mesh:
         """(F 3 3) corner positions."""
         return self.vertices[self.faces]
 
+    def corners_of(self, faces: NDArray[np.integer]) -> Array:
+        """(N 3 3) corner positions of some triangles (N)."""
+        return self.vertices[self.faces[faces]]
+
     @property
     def bounds(self) -> Array:
         """(2 3) lowest and highest corner."""
@@ -101,11 +105,11 @@ def axis_matrix(axis: int, angle: float) -> Array:
 def _grid(rows: int, columns: int) -> tuple[Array, Array, NDArray[np.int64]]:
     """Both parameters in [0, 1] of a (rows+1) x (columns+1) vertex grid, as (V 1) columns, and its triangles."""
     i, j = np.meshgrid(np.linspace(0, 1, rows + 1), np.linspace(0, 1, columns + 1), indexing="ij")
-    return i.reshape(-1, 1), j.reshape(-1, 1), _grid_faces(rows, columns)
+    return i.reshape(-1, 1), j.reshape(-1, 1), grid_faces(rows, columns)
 
 
 @lru_cache(maxsize=256)
-def _grid_faces(rows: int, columns: int) -> NDArray[np.int64]:
+def grid_faces(rows: int, columns: int) -> NDArray[np.int64]:
     """Triangles of a (rows+1) x (columns+1) vertex grid, counter-clockwise for (row x column) outward."""
     i, j = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     a = (i * (columns + 1) + j).ravel()
@@ -113,7 +117,8 @@ def _grid_faces(rows: int, columns: int) -> NDArray[np.int64]:
     return np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)])
 
 
-def _mesh(vertices: Array, normals: Array, uv: Array, faces: NDArray[np.int64], material: int) -> Mesh:
+def uniform(vertices: Array, normals: Array, uv: Array, faces: NDArray[np.int64], material: int) -> Mesh:
+    """A mesh of one material; see `Mesh` for the arguments."""
     return Mesh(vertices, normals, uv, faces, np.full(len(faces), material), np.zeros(len(faces), np.int64))
 
 
@@ -134,7 +139,7 @@ def patch(origin: ArrayLike, edge_u: ArrayLike, edge_v: ArrayLike, material: int
     vertices = origin + i * edge_u + j * edge_v
     normals = np.broadcast_to(_cross(edge_u, edge_v) / (long_u * long_v), vertices.shape)
     uv = vertices @ np.stack([edge_u / long_u, edge_v / long_v], 1)
-    return _mesh(vertices, normals, uv, faces, material)
+    return uniform(vertices, normals, uv, faces, material)
 
 
 def _cross(a: Array, b: Array) -> Array:
@@ -157,7 +162,7 @@ def box(center: ArrayLike, size: ArrayLike, material: int, cell: float = CELL) -
     cells = (max(1, math.ceil(x / cell)), max(1, math.ceil(y / cell)), max(1, math.ceil(z / cell)))
     unit, normals, axes, faces = _unit_box(cells, (x >= y, y >= z, x >= z))
     vertices = unit * size + center
-    return _mesh(vertices, normals, np.take_along_axis(vertices, axes, 1), faces, material)
+    return uniform(vertices, normals, np.take_along_axis(vertices, axes, 1), faces, material)
 
 
 @lru_cache(maxsize=512)
@@ -191,7 +196,7 @@ def _unit_box(
     return vertices, normals, axes, faces
 
 
-def lathe(profile: Sequence[tuple[float, float]], material: int, segments: int = 14) -> Mesh:
+def lathe(profile: Sequence[tuple[float, float]], material: int, segments: int = 14, cell: float = CELL) -> Mesh:
     """A surface of revolution about +z.
 
     Args:
@@ -199,6 +204,7 @@ def lathe(profile: Sequence[tuple[float, float]], material: int, segments: int =
             the bottom, outward, up, and back to the axis.
         material: index into the room's materials.
         segments: sides.
+        cell: longest grid edge along the profile, metres.
     """
     angles = np.linspace(0, 2 * np.pi, segments + 1)
     around = np.stack([np.cos(angles), np.sin(angles)], 1)
@@ -208,7 +214,7 @@ def lathe(profile: Sequence[tuple[float, float]], material: int, segments: int =
         slope = np.hypot(r1 - r0, z1 - z0)
         if slope < 1e-6:
             continue
-        steps = max(1, int(np.ceil(slope / CELL)))
+        steps = max(1, int(np.ceil(slope / cell)))
         t = np.linspace(0, 1, steps + 1)
         radius, z = r0 + t * (r1 - r0), z0 + t * (z1 - z0)
         vertices = np.empty((steps + 1, segments + 1, 3))
@@ -218,15 +224,15 @@ def lathe(profile: Sequence[tuple[float, float]], material: int, segments: int =
         along = run + t * slope
         widest = max(r0, r1)
         uv = np.stack([np.repeat(along, segments + 1), np.tile(angles * widest, steps + 1)], 1)
-        faces = _grid_faces(steps, segments)[:, [0, 2, 1]]
-        parts.append(_mesh(vertices.reshape(-1, 3), np.tile(normals, (steps + 1, 1)), uv, faces, material))
+        faces = grid_faces(steps, segments)[:, [0, 2, 1]]
+        parts.append(uniform(vertices.reshape(-1, 3), np.tile(normals, (steps + 1, 1)), uv, faces, material))
         run += slope
     return join(parts)
 
 
-def cylinder(radius: float, height: float, material: int, segments: int = 14) -> Mesh:
+def cylinder(radius: float, height: float, material: int, segments: int = 14, cell: float = CELL) -> Mesh:
     """An upright closed cylinder on z = 0."""
-    return lathe([(0, 0), (radius, 0), (radius, height), (0, height)], material, segments)
+    return lathe([(0, 0), (radius, 0), (radius, height), (0, height)], material, segments, cell)
 
 
 def ball(radius: float, material: int, segments: int = 14, rings: int = 8) -> Mesh:
@@ -258,10 +264,10 @@ def cushion(center: ArrayLike, size: ArrayLike, material: int, rounding: float =
             surface[:, a], surface[:, b], surface[:, axis] = i.ravel(), j.ravel(), sign * half[axis]
             core = np.clip(surface, -(half - radius), half - radius)
             normals = (surface - core) / length(surface - core)
-            faces = _grid_faces(len(ticks[a]) - 1, len(ticks[b]) - 1)
+            faces = grid_faces(len(ticks[a]) - 1, len(ticks[b]) - 1)
             long, short = (a, b) if half[a] >= half[b] else (b, a)
             uv = surface[:, [long, short]] + sign * half[axis] + axis * 0.37
-            parts.append(_mesh(core + radius * normals, normals, uv, faces[:, :: int(sign)], material))
+            parts.append(uniform(core + radius * normals, normals, uv, faces[:, :: int(sign)], material))
     return join(parts).transform(np.eye(3), center)
 
 
@@ -281,24 +287,32 @@ def sheet(points: Array, material: int) -> Mesh:
     u = np.cumsum(np.linalg.norm(along, axis=2), 0)
     v = np.cumsum(np.linalg.norm(across, axis=2), 1)
     uv = np.stack([u.ravel(), v.ravel()], 1)
-    return _mesh(points.reshape(-1, 3), normals / length(normals), uv, _grid_faces(rows, columns), material)
+    return uniform(points.reshape(-1, 3), normals / length(normals), uv, grid_faces(rows, columns), material)
 
 
-def between(start: ArrayLike, end: ArrayLike, radius: float, material: int, segments: int = 8) -> Mesh:
+def between(
+    start: ArrayLike, end: ArrayLike, radius: float, material: int, segments: int = 8, cell: float = CELL
+) -> Mesh:
     """A closed cylinder from one point to another: tilted legs, stems, poles."""
     start, end = np.asarray(start, dtype=np.float64), np.asarray(end, dtype=np.float64)
     axis = (end - start) / np.linalg.norm(end - start)
     helper = np.eye(3)[int(np.argmin(np.abs(axis)))]
     side = np.cross(helper, axis) / np.linalg.norm(np.cross(helper, axis))
     turn = np.stack([side, np.cross(axis, side), axis], 1)
-    return cylinder(radius, float(np.linalg.norm(end - start)), material, segments).transform(turn, start)
+    return cylinder(radius, float(np.linalg.norm(end - start)), material, segments, cell).transform(turn, start)
 
 
 @dataclass
 class Builder:
-    """Collects the parts of one object in its own frame: x to the side, -y to the front, z up, floor at 0."""
+    """Collects the parts of one object in its own frame: z up, floor at 0; furniture has x aside and -y in front.
+
+    Args:
+        parts: what is there already.
+        cell: longest grid edge of boxes, metres.
+    """
 
     parts: list[Mesh] = field(default_factory=list)
+    cell: float = CELL
 
     def add(self, mesh: Mesh, at: ArrayLike = (0.0, 0.0, 0.0), turn: Array | None = None) -> None:
         """Adds a part, rotated by a (3 3) rotation about its own origin and moved to (3) metres."""
@@ -307,7 +321,7 @@ class Builder:
     def box(self, low: ArrayLike, high: ArrayLike, material: int) -> None:
         """Adds an axis-aligned box between two corners."""
         low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
-        self.parts.append(box((low + high) / 2, high - low, material))
+        self.parts.append(box((low + high) / 2, high - low, material, self.cell))
 
     def mesh(self) -> Mesh:
         """All parts as one mesh."""

@@ -1,0 +1,1 @@
+"""What the procedural worlds share: meshes, textures, rays and shading, photographs, folders made once and kept."""

@@ -227,5 +227,6 @@ readers: Registry[Any] = Registry(
             "splatlearn.data.photos", ("default", "tiny"), "Posed photographs (transforms.json, COLMAP models)."
         ),
         "pointcept": BuiltIn("splatlearn.data.pointcept", ("default", "tiny"), "Labelled clouds of npy files."),
+        "nuscenes": BuiltIn("splatlearn.data.nuscenes", ("default", "tiny"), "nuScenes: lidar with six cameras."),
     },
 )

@@ -228,5 +228,7 @@ readers: Registry[Any] = Registry(
         ),
         "pointcept": BuiltIn("splatlearn.data.pointcept", ("default", "tiny"), "Labelled clouds of npy files."),
         "nuscenes": BuiltIn("splatlearn.data.nuscenes", ("default", "tiny"), "nuScenes: lidar with six cameras."),
+        "kitti": BuiltIn("splatlearn.data.kitti", ("default", "tiny"), "KITTI object folders: lidar with a camera."),
+        "semantickitti": BuiltIn("splatlearn.data.kitti", ("default", "tiny"), "SemanticKITTI drives, labelled."),
     },
 )

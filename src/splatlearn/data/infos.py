@@ -133,7 +133,8 @@ def _info(entry: Any, where: str) -> Info:
     lidar = entry.get("lidar_points") if isinstance(entry, dict) else None
     if not isinstance(lidar, dict) or not isinstance(lidar.get("lidar_path"), str):
         raise BadData(f"{where}: an entry with lidar_points and lidar_path in it expected")
-    cameras = {str(name): camera for name, camera in dict(entry.get("images") or {}).items()}
+    listed = dict(entry.get("images") or {}).items()
+    cameras = {str(name): camera for name, camera in listed if isinstance(camera, dict)}  # R0_rect stands among them
     images = {name: str(camera["img_path"]) for name, camera in cameras.items() if camera.get("img_path")}
     return Info(
         name=Path(lidar["lidar_path"]).name.partition(".")[0],

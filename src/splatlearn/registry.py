@@ -230,5 +230,7 @@ readers: Registry[Any] = Registry(
         "nuscenes": BuiltIn("splatlearn.data.nuscenes", ("default", "tiny"), "nuScenes: lidar with six cameras."),
         "kitti": BuiltIn("splatlearn.data.kitti", ("default", "tiny"), "KITTI object folders: lidar with a camera."),
         "semantickitti": BuiltIn("splatlearn.data.kitti", ("default", "tiny"), "SemanticKITTI drives, labelled."),
+        "calibrated": BuiltIn("splatlearn.data.lidar", ("default", "tiny"), "Any lidar with cameras, a plain folder."),
+        "rangeimage": BuiltIn("splatlearn.data.range_images", ("default", "tiny"), "Labelled lidar range images."),
     },
 )

@@ -18,7 +18,7 @@ from splatlearn.data.imagery import UnreadableImage, probe
 from splatlearn.data.infos import Info, find_infos, looks_like, projection, read_infos, resolve
 from splatlearn.data.kitti_calibration import Calibration, find_calibration, read_calibration, rectified
 from splatlearn.data.projection import ProjectionRule
-from splatlearn.data.records import IGNORED, map_classes, read_labels, read_records
+from splatlearn.data.records import IGNORED, map_classes, numbers, read_labels, read_records, rigid_motion
 from splatlearn.data.scans import Intensity, LidarConfig, LidarReader, LidarScene, Returns, Size, View
 from splatlearn.data.scene import Skipped
 from splatlearn.errors import BadData, MissingData
@@ -111,15 +111,23 @@ class KittiScan(LidarScene):
 
     def boxes(self) -> Boxes:
         """The annotated boxes in the lidar's frame, `label` as in `OBJECTS`."""
-        if self._boxes is None:
+        if isinstance(self._calibration, Info):
+            return self._boxes_of(self._calibration)
+        if self._boxes is None or self._calibration is None:
             raise MissingData(f"{self.name} has no boxes: no label_2 file")
-        assert isinstance(self._calibration, Path)
         rows = [line.split() for line in self._boxes.read_text().splitlines() if line.strip()]
         kept = [row for row in rows if row[0] != "DontCare"]
         if wrong := [row for row in kept if len(row) < 15 or row[0] not in OBJECTS]:
             raise BadData(f"{self._boxes}: a type of {', '.join(OBJECTS)} and 14 numbers expected, got {wrong[0]}")
-        table = np.array([row[8:15] for row in kept], np.float64).reshape(-1, 7)
+        table = numbers([row[8:15] for row in kept], self._boxes).reshape(-1, 7)
         return _boxes(table, np.linalg.inv(rectified(self._calibration)), [OBJECTS.index(row[0]) for row in kept])
+
+    def _boxes_of(self, info: Info) -> Boxes:
+        """Infos give x, y, z, length, height, width and the turn, in the rectified camera's frame."""
+        kept = [box for box in info.instances if 0 <= box["bbox_label_3d"] < len(OBJECTS)]
+        table = numbers([box["bbox_3d"] for box in kept], self.scan).reshape(-1, 7)[:, [4, 5, 3, 0, 1, 2, 6]]
+        lidar_from_camera = np.linalg.inv(rigid_motion(info.cameras["CAM2"]["lidar2cam"], f"{self.name}: lidar2cam"))
+        return _boxes(table, lidar_from_camera, [int(box["bbox_label_3d"]) for box in kept])
 
     def _camera(self) -> Calibration:
         if isinstance(self._calibration, Info):
@@ -143,7 +151,9 @@ class KittiReader(LidarReader):
     def find(self, left_out: list[Skipped]) -> list[LidarScene]:
         """Scans whose file exists; `ImageSets/train.txt` and `val.txt` tell the splits, where they are."""
         self.chosen((CAMERA,))
-        found = [self._scan(part, file) for part in _parts(self.path) for file in sorted(part.glob("velodyne/*.bin"))]
+        found: list[LidarScene] = [
+            self._scan(part, file) for part in _parts(self.path) for file in sorted(part.glob("velodyne/*.bin"))
+        ]
         return found or [scene for file in _infos(self.path) for scene in self._of_infos(file, left_out)]
 
     def _scan(self, part: Path, scan: Path) -> KittiScan:

@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from splatlearn.data.frame_filter import rigid
 from splatlearn.errors import BadData
+from splatlearn.ply import PlyFile
 
 IGNORED = -1
 _OUTSIDE = -2
@@ -149,7 +150,7 @@ def read_splits(file: Path) -> dict[str, str]:
     return splits_of(read_json(file), file)
 
 
-def splits_of(table: object, where: object) -> dict[str, str]:
+def splits_of(table: Any, where: object) -> dict[str, str]:
     """Name -> split, of `{"train": [names], "val": [names]}`.
 
     Raises:
@@ -165,3 +166,40 @@ def splits_of(table: object, where: object) -> dict[str, str]:
                 raise BadData(f"{where}: {name!r} is listed twice")
             splits[name] = split
     return splits
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Name -> (N) values of a scan.
+
+    Args:
+        path: a .bin, .npy or .ply file.
+        columns: of a record; a .ply names its own.
+
+    Raises:
+        BadData: a damaged file, or one with other columns.
+    """
+    if path.suffix == ".ply":
+        rows = PlyFile(path).rows("vertex")
+        names = {name.removeprefix("scalar_").lower(): name for name in rows.dtype.names or ()}
+        if not {"x", "y", "z"} <= set(names):
+            raise BadData(f"{path}: vertices with x, y and z expected, got {', '.join(names) or 'none'}")
+        return {name: rows[own] for name, own in names.items()}
+    table = load_array(path) if path.suffix == ".npy" else read_records(path, len(columns))
+    if table.ndim != 2 or table.shape[1] != len(columns) or table.dtype.kind not in "fiu":
+        raise BadData(
+            f"{path}: numbers of shape (N, {len(columns)}) expected, for the columns {', '.join(columns)}; got"
+            f" {table.dtype} {table.shape}"
+        )
+    return {name: table[:, i] for i, name in enumerate(columns)}
+
+
+def load_array(path: Path) -> np.ndarray:
+    """An .npy file.
+
+    Raises:
+        BadData: it is none, or holds pickled objects.
+    """
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise BadData(f"{path}: no readable array: {error}") from error

@@ -166,7 +166,8 @@ class LidarScene(Scene):
             raise BadData(f"{self.scan}: {len(finite)} points, none of them finite; leave the scan out")
         if lost := len(finite) - int(np.count_nonzero(finite)):
             self._remark(f"{lost} of {len(finite)} points are not finite and left out")
-            returns = Returns(*(v if v is None else v[finite] for v in returns))
+            extras = (v if v is None else v[finite] for v in returns[1:])
+            returns = Returns(returns.xyz[finite], *extras)
         attributes = self._brightness(returns.intensity)
         for name, value in (("beam", returns.beam), ("label", returns.label)):
             if value is not None:
@@ -266,7 +267,7 @@ class LidarReader(Reader):
         if not kept:
             why = f": {reasons(self.skipped)}" if self.skipped else ""
             raise BadData(f"{self.path}: no scan that could be used{why}; looked for {self.expects}")
-        return kept
+        return [*kept]
 
     @abstractmethod
     def find(self, left_out: list[Skipped]) -> list[LidarScene]:

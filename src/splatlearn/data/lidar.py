@@ -4,7 +4,8 @@
     DATA/scans/NAME.bin | NAME.npy | NAME.ply            NAME may have folders in it (`drive3/000017`)
     DATA/images/CAMERA/NAME.jpg | .jpeg | .png           as far as they exist
     DATA/labels/NAME.label | NAME.npy                    optional: one class id a point
-    DATA/poses/NAME.json                                 optional: {"CAMERA": 4x4}, instead of `lidar_to_camera`
+    DATA/poses/NAME.json                                 optional: {"CAMERA": 4x4}, instead of `lidar_to_camera`, or
+                                                         {"CAMERA": {"lidar_to_camera": 4x4, "K": 3x3}}, without a lens
 
 `calibration.json` is one object; only the cameras' `K` and `lidar_to_camera` are required, and no cameras are allowed:
 
@@ -45,6 +46,7 @@ import numpy as np
 
 from splatlearn.config import configure
 from splatlearn.data.imagery import COLOR_SUFFIXES, UnreadableImage, probe
+from splatlearn.data.pandaset import is_pandaset
 from splatlearn.data.projection import ProjectionRule
 from splatlearn.data.recordings import check_intrinsics
 from splatlearn.data.records import (
@@ -124,12 +126,18 @@ class CalibratedScan(LidarScene):
         own = read_json(self._poses) if self._poses else {}
         if not isinstance(own, dict):
             raise BadData(f"{self._poses}: an object of camera names and 4x4 matrices expected")
-        views = []
-        for name, image in self._images.items():
-            camera = self._rig.cameras[name]
-            pose = rigid_motion(own[name], f"{self._poses}: {name}") if name in own else camera.pose
-            views.append(View(name, image, camera.size, pose, camera.intrinsics, camera.lens))
-        return views
+        return [self._view(self._rig.cameras[name], image, own.get(name)) for name, image in self._images.items()]
+
+    def _view(self, camera: Camera, image: Path, own: Any) -> View:
+        pose, matrix, where = camera.pose, camera.intrinsics, f"{self._poses}: {camera.name}"
+        given = own if isinstance(own, dict) else {} if own is None else {"lidar_to_camera": own}
+        if "lidar_to_camera" in given:
+            pose = rigid_motion(given["lidar_to_camera"], where)
+        if "K" in given and camera.lens is not None:
+            raise BadData(f"{where}: K of one scan, but the camera has distortion; undistort its images beforehand")
+        if "K" in given:
+            matrix = check_intrinsics(numbers(given["K"], f"{where}: K"), f"{where}: K")
+        return View(camera.name, image, camera.size, pose, matrix, camera.lens)
 
     def _label(self, file: Path, points: int) -> np.ndarray:
         if file.suffix == ".npy":
@@ -157,6 +165,11 @@ class CalibratedReader(LidarReader):
     def __init__(self, config: CalibratedConfig, path: Path) -> None:
         super().__init__(config, path)
         file = path / CALIBRATION
+        if is_pandaset(path):
+            raise BadData(
+                f"{path}: PandaSet is converted once: `splatlearn convert {path} TARGET`, then give "
+                "--data TARGET/pandar64 or TARGET/pandargt"
+            )
         if not file.is_file():
             raise BadData(f"{path}: {CALIBRATION} missing; looked for {self.expects}")
         self.table = read_json(file)
@@ -168,8 +181,8 @@ class CalibratedReader(LidarReader):
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
-        """A calibration.json stands beside a folder of scans."""
-        return (path / CALIBRATION).is_file() and (path / "scans").is_dir()
+        """A calibration.json stands beside a folder of scans; PandaSet, too, to be told to convert it."""
+        return ((path / CALIBRATION).is_file() and (path / "scans").is_dir()) or is_pandaset(path)
 
     def find(self, left_out: list[Skipped]) -> list[LidarScene]:
         """Every scan, by name."""

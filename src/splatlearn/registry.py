@@ -244,5 +244,10 @@ readers: Registry[Any] = Registry(
             "splatlearn.data.photos", ("default", "tiny"), "Posed photographs (transforms.json, COLMAP models)."
         ),
         "pointcept": BuiltIn("splatlearn.data.pointcept", ("default", "tiny"), "Labelled clouds of npy files."),
+        "nuscenes": BuiltIn("splatlearn.data.nuscenes", ("default", "tiny"), "nuScenes: lidar with six cameras."),
+        "kitti": BuiltIn("splatlearn.data.kitti", ("default", "tiny"), "KITTI object folders: lidar with a camera."),
+        "semantickitti": BuiltIn("splatlearn.data.kitti", ("default", "tiny"), "SemanticKITTI drives, labelled."),
+        "calibrated": BuiltIn("splatlearn.data.lidar", ("default", "tiny"), "Any lidar with cameras, a plain folder."),
+        "rangeimage": BuiltIn("splatlearn.data.range_images", ("default", "tiny"), "Labelled lidar range images."),
     },
 )

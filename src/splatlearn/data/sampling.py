@@ -69,6 +69,8 @@ class ScenePart(Scene):
         self.scene, self.share, self.split = scene, share, split
         self.name, self.group, self.up, self.metric = scene.name, scene.group, scene.up, scene.metric
         self.skipped, self.notes = scene.skipped, scene.notes
+        self.intensity_statistics, self.projection = scene.intensity_statistics, scene.projection
+        self.camera_names = tuple(scene.camera_names[view] for view in self.views) if scene.camera_names else ()
 
     @cached_property
     def views(self) -> range:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from splatlearn import registry
 from splatlearn.config import to_options
+from splatlearn.data.projection import ProjectionRule
 from splatlearn.errors import BadData, MissingData, nearest
 from splatlearn.structures import Batch, Boxes, Cameras, Frames, Gaussians, Points
 
@@ -73,6 +74,9 @@ class Scene(ABC):
         split: `train`, `val` or `test` where the source says so, else empty.
         skipped: what was left out while reading, with reasons.
         notes: what the reader estimated or assumed, in sentences for people.
+        camera_names: of every view where they are cameras of a rig; empty where they are moments of one camera.
+        intensity_statistics: mean and standard deviation of the points' `intensity` (in [0, 1]) over the data set.
+        projection: which of the scene's points a camera is taken to see.
     """
 
     name: str
@@ -82,6 +86,9 @@ class Scene(ABC):
     split: str = ""
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
+    camera_names: tuple[str, ...] = ()
+    intensity_statistics: tuple[float, float] = (0.0, 1.0)
+    projection: ProjectionRule = ProjectionRule()
 
     def note(self, text: str, level: int = logging.INFO) -> None:
         """Adds to `notes`, and tells the log."""

@@ -14,9 +14,12 @@ from splatlearn.verbs.check_report import CheckReport, PointsReport, SceneReport
 
 if TYPE_CHECKING:
     from splatlearn.data.scene import Scene
+    from splatlearn.structures import Points
 
 FEW_OVERLAP = 0.3
 """Below this mean share seen by both views of a pair, there is little to learn from a pair (our default)."""
+LIDAR_REACH = 600
+"""Metres across beyond which a scan is taken not to be in metres: a lidar reaches 200 to 250 m (our default)."""
 _OVERLAPS = 12
 _PIXEL_STEP = 7
 """Each seventh depth is kept of a view: enough for percentiles, and long recordings fit into memory."""
@@ -72,7 +75,7 @@ def check(
         raise BadData(f"--data {data}: no scene can be used: {why}")
     report = CheckReport(
         data=data,
-        reader=type(reader).__module__.split(".")[2] if _is_ours(reader) else type(reader).__name__,
+        reader=_family(reader),
         classes=tuple(reader.classes),
         gap=gap,
         scenes=reports,
@@ -86,7 +89,9 @@ def check(
 def _check_scene(scene: Scene, size: tuple[int, int], gap: int, classes: int, tick: Callable[[], None]) -> SceneReport:
     """What a scene holds; `tick` is called for each view and for the cloud."""
     broken: list[tuple[str, str]] = []
-    views = _check_views(scene, size, gap, broken, tick) if len(scene.cameras) else None
+    views = _check_views(scene, size, gap, broken, tick) if len(scene.cameras) and not scene.camera_names else None
+    if scene.camera_names:
+        _sample_depth(scene, size, broken, tick)
     points = _check_points(scene)
     tick()
     return SceneReport(
@@ -202,7 +207,16 @@ def _check_points(scene: Scene) -> PointsReport | None:
         not_finite={name: count for name, count in bad.items() if count},
         labels={int(label): int(count) for label, count in zip(*labels)},
         boxes=boxes,
+        seen=_seen(scene, points),
     )
+
+
+def _seen(scene: Scene, points: Points) -> dict[str, int]:
+    """Camera -> points that it sees, where the cameras are those of a lidar's rig."""
+    from splatlearn.data.projection import visible_points
+
+    rows = [visible_points(points, scene.cameras, v, scene.projection).rows for v in range(len(scene.camera_names))]
+    return {camera: len(found) for camera, found in zip(scene.camera_names, rows)}
 
 
 def _scene_warnings(scene: Scene) -> Iterable[str]:
@@ -239,7 +253,8 @@ def _point_warnings(points: PointsReport | None, classes: int) -> Iterable[str]:
         yield "every label is -1: nothing to learn from"
     if classes and points.labels and max(points.labels) >= classes:
         yield f"class id {max(points.labels)}, but {classes} class names"
-    if max(points.extent) > 200:
+    yield from (f"{camera} sees none of the points" for camera, count in points.seen.items() if not count)
+    if max(points.extent) > (LIDAR_REACH if "intensity" in points.attributes else 200):
         yield f"the cloud is {max(points.extent):.0f} m long: is it in metres?"
 
 
@@ -254,8 +269,12 @@ def _rounded(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(round(float(value), 3) for value in values)
 
 
-def _is_ours(reader: object) -> bool:
-    return type(reader).__module__.startswith("splatlearn.data.")
+def _family(reader: object) -> str:
+    """Its name in the registry."""
+    from splatlearn.registry import readers
+
+    known = (name for name in readers.families() if readers.family(name).cls is type(reader))
+    return next(known, type(reader).__name__)
 
 
 def _write(path: Path, report: CheckReport) -> None:

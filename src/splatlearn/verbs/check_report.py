@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class PointsReport:
         not_finite: attribute -> rows with NaN or infinity.
         labels: class id -> points; -1 is ignored.
         boxes: oriented boxes.
+        seen: of lidar scans, camera -> points that it sees.
     """
 
     count: int
@@ -61,6 +63,7 @@ class PointsReport:
     not_finite: Mapping[str, int]
     labels: Mapping[int, int]
     boxes: int
+    seen: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +110,8 @@ class CheckReport:
 
         head = f"{self.data}: reader {self.reader}, {len(self.scenes)} scene(s)"
         tables = [make(self.scenes) for make in (_views_table, _points_table)]
-        parts = [head, *(t for t in tables if t.row_count), *_label_lines(self), *_remarks(self)]
+        lines = [*_label_lines(self), *_seen_lines(self), *_remarks(self)]
+        parts = [head, *(t for t in tables if t.row_count), *lines]
         return Group(*parts)
 
     def __str__(self) -> str:
@@ -180,6 +184,18 @@ def _label_lines(report: CheckReport) -> list[str]:
     names = {-1: "ignored", **dict(enumerate(report.classes))}
     shares = [f"{names.get(label, label)} {totals[label] / every:.1%}" for label in sorted(totals)]
     return ["", "Labels: " + ", ".join(shares)]
+
+
+def _seen_lines(report: CheckReport) -> list[str]:
+    """Points that each camera of a lidar sees: least, median and most of the scans."""
+    found: dict[str, list[int]] = {}
+    for scene in report.scenes:
+        for camera, count in (scene.points.seen if scene.points else {}).items():
+            found.setdefault(camera, []).append(count)
+    if not found:
+        return []
+    rows = [f"{camera} {min(n):,}/{int(median(n)):,}/{max(n):,} in {len(n)}" for camera, n in found.items()]
+    return ["", "Points seen, least/median/most, in so many scans: " + ", ".join(rows)]
 
 
 def _remarks(report: CheckReport) -> list[str]:

@@ -61,9 +61,7 @@ def padded(config: WaffleIronConfig, points: Points) -> Step:
     """The same of the twin, all scans as long as the longest."""
     twin, encoder, length = Twin(config), WaffleIron(config), max(points.counts)
     inputs = torch.cat([points["reflectance"][:, None], points.xyz, points.xyz.norm(dim=1, keepdim=True)], 1)
-    cells = [
-        encoder.cells(points, plane) @ torch.tensor([shape[1], 1]) for plane, shape in enumerate(config.grids)
-    ]
+    cells = [encoder.cells(points, plane) @ torch.tensor([shape[1], 1]) for plane, shape in enumerate(config.grids)]
 
     def batched(rows: Tensor, value: int = 0) -> Tensor:
         return pad(rows.split(points.counts), length, value).transpose(1, 2)

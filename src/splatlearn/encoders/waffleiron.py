@@ -148,7 +148,10 @@ class Mix(nn.Module):
         self.act, self.drop_path = ACTS[config.act], config.drop_path
 
     def add(self, tokens: Tensor, change: Tensor, item: Tensor, items: int) -> Tensor:
-        """tokens + change, in the latter's memory where that fits; it is dropped for whole items and the larger for the rest, on average the same."""
+        """tokens + change, in the latter's memory where that fits.
+
+        With drop path the change is left out for whole items, and larger for the rest: on average it is the same.
+        """
         if self.training and self.drop_path:
             share = 1 - self.drop_path
             factor = (torch.rand(items, 1, device=change.device) < share).to(change.dtype) / share

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
-
 
 BLOCK = 1 << 19
 """Numbers of a block of rows on a CPU: what is made on the way stays in its cache, and never is a whole tensor."""

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from splatlearn.ops import norm
-from splatlearn.ops.norm import PackedBatchNorm
+from splatlearn.ops.norm import LinearBatchNorm, PackedBatchNorm
 
 CHANNELS = 5
 
@@ -72,6 +72,55 @@ def test_precision_of_the_input_is_kept():
     assert _module().double()(_rows().double()).dtype == torch.float64
 
 
+def _layer(kind, momentum=0.1):
+    """A layer without bias from 5 to 7 channels, and a norm after it."""
+    torch.manual_seed(2)
+    module = kind(7, momentum=momentum)
+    torch.nn.init.normal_(module.weight)
+    torch.nn.init.normal_(module.bias)
+    return torch.randn(7, CHANNELS).requires_grad_(), module
+
+
+def _folded(rows, cotangent):
+    """Output of a folded norm and all that changed, by name."""
+    layer, module = _layer(LinearBatchNorm)
+    rows = rows.clone().requires_grad_()
+    weight, bias = module.fold(rows, layer)
+    output = rows @ weight.t() + bias
+    (output * cotangent.repeat(1, 2)[:, :7]).sum().backward()
+    found = {"rows": output.detach(), "rows gradient": rows.grad, **module.state_dict()}
+    return found | {f"{n} gradient": p.grad for n, p in (("layer", layer), *module.named_parameters())}
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_folded_norm_is_the_layer_and_the_norm(momentum):
+    found = []
+    for kind in (LinearBatchNorm, PackedBatchNorm):
+        layer, module = _layer(kind, momentum)
+        outputs, rows = [], _rows().requires_grad_()
+        for train in (True, True, False):
+            module.train(train)
+            if isinstance(module, LinearBatchNorm):
+                weight, bias = module.fold(rows, layer)
+                outputs.append(rows @ weight.t() + bias)
+            else:
+                outputs.append(module(rows @ layer.t()))
+        sum((output * torch.cos(output.detach())).sum() for output in outputs).backward()
+        gradients = [rows.grad, layer.grad, module.weight.grad, module.bias.grad]
+        found.append([*outputs, *gradients, *module.state_dict().values()])
+    for mine, theirs in zip(*found):
+        assert torch.allclose(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_folded_norm_of_equal_rows_gives_the_bias():
+    layer, module = _layer(LinearBatchNorm)
+    rows = torch.zeros(4, CHANNELS).requires_grad_()
+    weight, bias = module.fold(rows, layer)
+    output = rows @ weight.t() + bias
+    output.sum().backward()
+    assert torch.allclose(output, module.bias.expand(4, -1)) and bool(torch.isfinite(layer.grad).all())
+
+
 def _single(rows, cotangent, momentum, steps=2):
     module = _module(momentum=momentum)
     rows = rows.clone().requires_grad_()
@@ -94,6 +143,7 @@ def _worker(rank, port, queue):
             module, output, gradient = _single(rows, cotangent, momentum)
             values = {"output": output, "gradient": gradient, **module.state_dict()}
             values |= {f"{n} gradient": p.grad for n, p in module.named_parameters()}
+            values |= {f"folded {name}": value for name, value in _folded(rows, cotangent).items()}
             results.append({name: value.numpy() for name, value in values.items()})
         queue.put((rank, results))
     finally:
@@ -149,3 +199,12 @@ def test_without_weight_and_bias():
     module = PackedBatchNorm(CHANNELS, affine=False)
     assert torch.allclose(module(_rows()), torch.nn.BatchNorm1d(CHANNELS, affine=False)(_rows()), atol=1e-5)
     assert bool((module(_rows(1)) == 0).all())
+
+
+@pytest.mark.parametrize("sizes", SPLITS)
+def test_folded_norm_on_two_processes_equals_one(two_processes, sizes):
+    first, second = (two_processes[rank, sizes] for rank in range(2))
+    for name, expected in _folded(_rows(), torch.cos(_rows())).items():
+        mine, other = first[f"folded {name}"], second[f"folded {name}"]
+        joined = torch.cat([mine, other]) if "rows" in name else mine + other if "gradient" in name else mine
+        assert torch.allclose(joined, expected, atol=1e-5, rtol=1e-5), name

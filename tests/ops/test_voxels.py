@@ -9,6 +9,7 @@ from splatlearn.ops.voxels import (
     MAX_ITEMS,
     Grid,
     coarsen,
+    first_of_voxels,
     pack_keys,
     pool_mean,
     strided_map,
@@ -112,6 +113,13 @@ def test_pool_mean_gradient():
     values = torch.randn(12, 3, dtype=torch.float64, requires_grad=True)
     rows = torch.randint(0, 4, (12,))
     assert torch.autograd.gradcheck(lambda v: pool_mean(v, rows, 5), (values,))
+
+
+def test_first_of_voxels_is_the_first_row_of_each():
+    xyz = torch.tensor([[0.0, 0, 0], [0.31, 0, 0], [0.09, 0, 0], [0.35, 0, 0], [5.0, 5, 5], [5.05, 5, 5]])
+    assert first_of_voxels(xyz, (4, 2), 0.1).tolist() == [0, 1, 4]
+    assert first_of_voxels(xyz[:4].flip(0), (4,), 0.1).tolist() == [0, 1]
+    assert first_of_voxels(xyz[:0], (0, 0), 0.1).shape == (0,)
 
 
 def test_nothing_at_all():

@@ -17,6 +17,7 @@ from torch.nn import functional
 from splatlearn.config import require
 from splatlearn.encoders.base import PointEncoder, PointEncoderConfig, PointFeatures, input_channels, stack_inputs
 from splatlearn.errors import UserError
+from splatlearn.ops.linear import linear_of
 from splatlearn.ops.neighbors import hashed_order, knn
 from splatlearn.ops.norm import LinearBatchNorm, PackedBatchNorm
 from splatlearn.ops.pairs import pooled_perceptron
@@ -150,12 +151,15 @@ class Mix(nn.Module):
         self.act, self.drop_path = ACTS[config.act], config.drop_path
 
     def add(self, tokens: Tensor, change: Tensor, item: Tensor, items: int) -> Tensor:
-        """tokens + change, the latter dropped for whole items and the larger for the rest, on average the same."""
-        if not (self.training and self.drop_path):
-            return tokens + change
-        share = 1 - self.drop_path
-        factor = (torch.rand(items, 1, device=change.device) < share).to(change.dtype) / share
-        return tokens + change * factor.index_select(0, item)
+        """tokens + change, in the latter's memory where that fits.
+
+        With drop path the change is left out for whole items, and larger for the rest: on average it is the same.
+        """
+        if self.training and self.drop_path:
+            share = 1 - self.drop_path
+            factor = (torch.rand(items, 1, device=change.device) < share).to(change.dtype) / share
+            change = change * factor.index_select(0, item)
+        return change.add_(tokens) if change.dtype == tokens.dtype else tokens + change
 
 
 class Depthwise(nn.Module):
@@ -182,7 +186,7 @@ class SpatialMix(Mix):
 
 
 class ChannelMix(Mix):
-    """Two linear layers on every token."""
+    """Two linear layers on every token. What is cheap to make again is not kept for backward: norm and activation."""
 
     def __init__(self, config: WaffleIronConfig) -> None:
         super().__init__(config)
@@ -190,9 +194,16 @@ class ChannelMix(Mix):
 
     def forward(self, tokens: Tensor, item: Tensor, items: int) -> Tensor:
         """(M C) -> (M C)."""
-        hidden = self.act(self.first(self.norm(tokens)))
+        hidden = self._hidden(tokens)
         weight, bias = self.second.weight * self.scale.t(), self.second.bias * self.scale[0]
-        return self.add(tokens, functional.linear(hidden, weight, bias), item, items)
+        return self.add(tokens, linear_of(self.act, hidden, weight, bias), item, items)
+
+    def _hidden(self, tokens: Tensor) -> Tensor:
+        """The first layer; a batch norm may see its rows only once in train mode, so its output is kept."""
+        if isinstance(self.norm, PackedBatchNorm):
+            return self.first(self.norm(tokens))
+        norm, first = self.norm, self.first
+        return linear_of(norm, tokens, first.weight, first.bias, norm.weight, norm.bias)
 
 
 class Block(nn.Module):

@@ -14,7 +14,7 @@ from splatlearn.engine.config import TrainConfig
 from splatlearn.errors import ConfigError
 from splatlearn.verbs.pretrain import pick_encoder, plan, preset_folder, read_preset
 
-REGISTRIES = (registry.encoders, registry.recipes, registry.tasks, registry.readers)
+REGISTRIES = (registry.encoders, registry.teachers, registry.recipes, registry.tasks, registry.readers)
 NAMES = [(r, name) for r in REGISTRIES for family in r.builtin for name in r.names(f"{family}.*")]
 RECIPES = [name for name in registry.recipes.names() if name.partition(".")[0] in registry.recipes.builtin]
 FILES = sorted(preset_folder(registry.recipes.family("gs3").cls).rglob("*.yaml"))

@@ -215,6 +215,39 @@ encoders: Registry[Any] = Registry(
         ),
     },
 )
+teachers: Registry[Any] = Registry(
+    "teachers",
+    {
+        "timm": BuiltIn(
+            "splatlearn.teachers.timm",
+            (
+                "dinov2-s",
+                "dinov2-b",
+                "dinov2-l",
+                "dinov2-s-reg",
+                "dinov2-b-reg",
+                "dinov2-l-reg",
+                "dinov3-s",
+                "dinov3-b",
+                "dinov3-l",
+                "siglip2-b",
+                "siglip2-l",
+                "siglip2-so400m",
+                "pe-spatial-s",
+                "pe-spatial-b",
+                "pe-spatial-l",
+                "resnet50",
+                "tiny",
+            ),
+            "Image models of timm: DINOv2, DINOv3, SigLIP 2, PE, ResNets.",
+        ),
+        "resnet50v2": BuiltIn(
+            "splatlearn.teachers.convolutional", ("default", "tiny"), "ResNet-50 v2 without its last stage."
+        ),
+        "mobilenetv2": BuiltIn("splatlearn.teachers.convolutional", ("default", "tiny"), "MobileNetV2, norms folded."),
+        "squeezenet": BuiltIn("splatlearn.teachers.convolutional", ("default", "tiny"), "SqueezeNet 1.1."),
+    },
+)
 recipes: Registry[Any] = Registry(
     "recipes",
     {

@@ -8,7 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,7 +21,7 @@ from splatlearn.errors import BadData, ConfigError, UserError, nearest
 Rule = tuple[str, str, Callable[[Tensor], Tensor] | None]
 
 TORCH_FILES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
-"""Endings of files that `torch.save` wrote; whatever else is safetensors."""
+"""Endings of files that `torch.save` wrote; whatever else, but for `.npz`, is safetensors."""
 NESTED = ("state_dict", "model_state_dict", "model", "model_point", "model_points", "net")
 """Where training code puts the state dict inside a checkpoint (Pointcept, VoteNet, others; ScaLR, WaffleIron)."""
 
@@ -241,13 +243,15 @@ LAYOUTS: Mapping[str, Layout] = {
 """Published layouts by name; `splatlearn` is our own."""
 
 
-def load_weights(module: nn.Module, source: str | Path | Mapping[str, Tensor], layout: str = "splatlearn") -> KeyReport:
+def load_weights(
+    module: nn.Module, source: str | Path | Mapping[str, Tensor], layout: str | Layout = "splatlearn"
+) -> KeyReport:
     """Loads a state dict, or a file of one, into `module`.
 
     Args:
         module: the network.
         source: file, or key -> tensor.
-        layout: name in `LAYOUTS`.
+        layout: name in `LAYOUTS`, or one of its own.
 
     Raises:
         BadData: no such file, or not one of tensors.
@@ -258,22 +262,23 @@ def load_weights(module: nn.Module, source: str | Path | Mapping[str, Tensor], l
     values, report = match_keys(module, state, layout)
     if not report.complete:
         name = source if isinstance(source, str | Path) else "the state dict"
-        raise UserError(f"{name} does not fit {type(module).__name__} in layout {layout!r}: {report}")
+        how = f" in layout {layout!r}" if isinstance(layout, str) else ""
+        raise UserError(f"{name} does not fit {type(module).__name__}{how}: {report}")
     module.load_state_dict(values, strict=False)
     return report
 
 
 def match_keys(
-    module: nn.Module, state: Mapping[str, Tensor], layout: str = "splatlearn"
+    module: nn.Module, state: Mapping[str, Tensor], layout: str | Layout = "splatlearn"
 ) -> tuple[dict[str, Tensor], KeyReport]:
     """What of `state` fits `module`, under our keys, and the report of the rest; nothing is loaded.
 
     Raises:
         ConfigError: no such layout.
     """
-    if layout not in LAYOUTS:
+    if isinstance(layout, str) and layout not in LAYOUTS:
         raise ConfigError(f"unknown layout {layout!r}{nearest(layout, LAYOUTS)} (known: {', '.join(LAYOUTS)})")
-    rules, own = LAYOUTS[layout], module.state_dict()
+    rules, own = LAYOUTS[layout] if isinstance(layout, str) else layout, module.state_dict()
     values: dict[str, Tensor] = {}
     lists: dict[str, list[str]] = {"unexpected": [], "mismatched": [], "unused": [], "missing": [], "kept": []}
     for published, value in state.items():
@@ -292,7 +297,7 @@ def match_keys(
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Key -> tensor of a file, on the host: safetensors, or what `torch.save` wrote, read without running code.
+    """Key -> tensor of a file, on the host: safetensors, `.npz`, or what `torch.save` wrote; no code of it is run.
 
     Raises:
         BadData: no such file, or it holds anything but named tensors.
@@ -302,10 +307,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise BadData(f"weights {path}: no such file")
     if path.suffix in TORCH_FILES:
         return _read_torch_file(path)
+    if path.suffix == ".npz":
+        return _read_arrays(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise BadData(f"weights {path}: not a readable safetensors file ({error})") from error
+
+
+def _read_arrays(path: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: torch.from_numpy(file[name]) for name in file.files}
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
+        raise BadData(f"weights {path}: not a readable npz file of arrays ({error})") from error
 
 
 def _read_torch_file(path: Path) -> dict[str, Tensor]:

@@ -1,12 +1,12 @@
 """Where LPIPS gets its weights: VGG16's convolutions, and the linear layers of version 0.1."""
 
-import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from torch import Tensor
 
+from splatlearn.encoders.hub import find_weights
 from splatlearn.encoders.weights import read_weights
 from splatlearn.errors import BadData, UserError
 
@@ -14,6 +14,11 @@ REPOSITORY = "timm/vgg16.tv_in1k"
 """torchvision's ImageNet weights, as the hub has them in safetensors."""
 LICENCE = "BSD-3-Clause"
 """Of these weights, as the hub states it."""
+NEED = "LPIPS needs VGG16 weights"
+ADVICE = (
+    "Name a file of torchvision's vgg16, safetensors or pth (--recipe.lpips_weights), run once with a network, or "
+    "leave LPIPS out with weight 0 (--recipe.lpips 0)"
+)
 SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 """Numbers of VGG16's convolutions in `features`; LPIPS reads the end of each group (Zhang et al. 2018)."""
 WIDTHS = (64, 128, 256, 512, 512)
@@ -51,14 +56,8 @@ def resolve_vgg16(weights: str | Path = "") -> VGG16Weights:
     Raises:
         UserError: nothing was found, or it is not VGG16; says what to do.
     """
-    path = Path(weights) if weights else _from_hub()
-    if not path.is_file():
-        raise BadData(
-            f"{path}: no such file of weights. LPIPS needs VGG16 (torchvision's keys) in .safetensors or .pth: give "
-            "its path (--recipe.lpips_weights), or leave LPIPS out (--recipe.lpips 0)"
-        )
-    found = read_weights(path)
-    source, licence = (str(weights), "unknown") if weights else (REPOSITORY, LICENCE)
+    file = find_weights(weights, REPOSITORY, need=NEED, advice=ADVICE, licence=LICENCE)
+    found = read_weights(file.path)
     tensors, wrong = {}, []
     for name, shape in _expected().items():
         tensor = found.get(name)
@@ -68,10 +67,10 @@ def resolve_vgg16(weights: str | Path = "") -> VGG16Weights:
             tensors[name] = tensor.float()
     if wrong:
         raise BadData(
-            f"{source}: not VGG16 as torchvision names it (features.0.weight ...): {len(wrong)} of "
+            f"{file.source}: not VGG16 as torchvision names it (features.0.weight ...): {len(wrong)} of "
             f"{len(_expected())} tensors do not fit; first: {wrong[0]}"
         )
-    return VGG16Weights(tensors, source, _digest(path), licence)
+    return VGG16Weights(tensors, file.source, file.digest, file.licence)
 
 
 def resolve_linear() -> dict[str, Tensor]:
@@ -91,26 +90,3 @@ def _expected() -> dict[str, tuple[int, ...]]:
             shapes[f"features.{number}.bias"] = (width,)
             before = width
     return shapes
-
-
-def _from_hub() -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(REPOSITORY, "model.safetensors", local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        return Path(hf_hub_download(REPOSITORY, "model.safetensors"))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"LPIPS needs VGG16 weights: they are not in the Hugging Face cache, and {REPOSITORY} could not be "
-            f"fetched ({type(error).__name__}). Name a file of torchvision's vgg16 (safetensors or pth), run once "
-            "with a network, or leave LPIPS out with weight 0"
-        ) from error
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

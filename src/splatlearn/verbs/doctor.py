@@ -216,7 +216,8 @@ def _gsplat_trial() -> str:
 def _registries() -> dict[str, Registry[Any]]:
     from splatlearn import registry
 
-    return {r.kind: r for r in (registry.encoders, registry.recipes, registry.tasks, registry.readers)}
+    parts = (registry.encoders, registry.teachers, registry.recipes, registry.tasks, registry.readers)
+    return {r.kind: r for r in parts}
 
 
 def _families(registry: Registry[Any]) -> Rows:

@@ -125,14 +125,19 @@ class ScaLRData:
 
     def scenes(self, split: str) -> Mapping[str, Sequence[Scene]]:
         """Scans of `train` or `val` by data set: split by drive where the data say so, else at random."""
+        if unknown := sorted(set(self.config.shares) - set(self.sources)):
+            raise BadData(f"--recipe.shares: no data set {', '.join(unknown)}; there are {', '.join(self.sources)}")
         groups = {name: self._scenes(source, split) for name, source in self.sources.items()}
-        if unknown := sorted(set(self.config.shares) - set(groups)):
-            raise BadData(f"--recipe.shares: no data set {', '.join(unknown)}; there are {', '.join(groups)}")
-        return groups
+        if not any(groups.values()):
+            raise BadData(
+                f"--data {self.source.name}: no camera is left for the split {split!r}; --recipe.held_cameras names "
+                f"those for validation; by default it is the last of several, of fewer than {ENOUGH_SCENES} scans"
+            )
+        return {name: scenes for name, scenes in groups.items() if scenes}
 
     def shares(self) -> Mapping[str, float]:
-        """As set; else by size."""
-        return self.config.shares
+        """As set, in training; else by size."""
+        return self.config.shares if self.augment else {}
 
     def sample(self, scene: Scene, rng: np.random.Generator) -> Scan:
         """A random camera of a scan and the points it sees.
@@ -179,12 +184,6 @@ class ScaLRData:
             held = self.config.held_cameras or names[1:][-1:]
             views = [view for view, name in enumerate(names) if (name in held) == (split == "val")]
             parts += [CameraSubset(scene, views)] if views else []
-        if not parts:
-            raise BadData(
-                f"--data {source.name}: no camera is left for the split {split!r} (the first scan has: "
-                f"{', '.join(scenes[0].camera_names) or len(scenes[0].cameras)}); --recipe.held_cameras names those "
-                f"for validation; by default it is the last of several, of fewer than {ENOUGH_SCENES} scans"
-            )
         return parts
 
     def _transform(self, rng: np.random.Generator) -> Tensor:

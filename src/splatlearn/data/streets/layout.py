@@ -40,6 +40,10 @@ class Thing:
     turn: float = 0.0
     speed: float = 0.0
 
+    def s_at(self, time: float) -> float:
+        """Where it is at `time` seconds."""
+        return self.s + self.speed * time
+
 
 @dataclass(frozen=True)
 class Street:
@@ -58,6 +62,13 @@ class Street:
     surfaces: dict[str, Mesh]
     things: list[Thing]
     finishes: Finishes
+
+    def moving(self, time: float) -> list[tuple[int, Thing]]:
+        """Moving things that are on the street at `time` seconds, with their numbers."""
+        p = self.ground.profile
+        return [
+            (row, thing) for row, thing in enumerate(self.things) if thing.speed and p.low < thing.s_at(time) < p.high
+        ]
 
     def crosses(self, s: float) -> bool:
         """Whether s lies in a crossing street."""
@@ -177,7 +188,8 @@ class _Planner:
                 parts, half = self._any_vehicle((0.6, 0.2, 0.2))
                 self._add(parts, s + np.sign(s) * half, -LANE / 2, self._wobble(0.02), self.ride.speed)
         row, speed = _Row([]), self.rng.uniform(4, 9)
-        for s in self.rng.uniform(self.profile.low, self.profile.high + 0.5 * long, 11).tolist():
+        far = self.profile.high + speed * (long - 2 * MARGIN) / self.ride.speed
+        for s in self.rng.uniform(self.profile.low, far, int((far - self.profile.low) / 26)).tolist():
             parts, half = self._any_vehicle((0.64, 0.18, 0.18))
             if row.take(s, half + 4):
                 self._add(parts, s, LANE / 2 + 0.1, TURN + self._wobble(0.02), -speed)

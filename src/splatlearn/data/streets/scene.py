@@ -165,7 +165,7 @@ class StreetScene(Scene):
     StreetsConfig,
     {
         "default": {},
-        "tiny": {"drives": 4, "scans": 2, "columns": 256, "size": (96, 48)},
+        "tiny": {"drives": 3, "scans": 2, "columns": 256, "size": (96, 48)},
         "demo": {"drives": 12},
     },
 )

@@ -144,9 +144,8 @@ class World:
 
     def __init__(self, stage: Stage, time: float, exposure: float = 1.0) -> None:
         street = stage.street
-        moving = join(
-            [_placed(street, thing, time).owned_by(index) for index, thing in _numbered(street) if thing.speed]
-        )
+        first = len(street.surfaces) + 1
+        moving = join([_placed(street, thing, time).owned_by(first + row) for row, thing in street.moving(time)])
         own = Corners(moving)
         self.mesh: Mesh = join([stage.mesh, moving])
         self.caster: Caster = Casters(stage.caster, Caster(moving), len(stage.mesh.faces))
@@ -223,7 +222,7 @@ def instance_labels(street: Street) -> NDArray[np.int64]:
 
 def _pose(street: Street, thing: Thing, time: float) -> tuple[Array, float]:
     """Position (3) and yaw of a thing on the map."""
-    route, s = street.ride.route, thing.s + thing.speed * time
+    route, s = street.ride.route, thing.s_at(time)
     at = route.place(s, thing.t, street.ground.height(thing.t) if not street.crosses(s) else 0.0)
     return at, float(route.yaw(s)) + thing.turn
 

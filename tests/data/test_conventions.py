@@ -133,7 +133,7 @@ class TestGeometry:
         assert scene.world_from_source.dtype == np.float64 and np.abs(scene.world_from_source[:3, 3]).max() > 4000
 
     def test_world_of_a_scan(self, tmp_path):
-        """A camera whose picture is 0.05 s later than another's stands half a metre further on; points are as on disk."""
+        """A camera whose picture is 0.05 s later stands half a metre further on; points are as on disk."""
         truth = write_nuscenes(tmp_path)["scene-0000/001"]
         scene = NuScenesReader(NuScenesConfig(), tmp_path).scenes()[1]
         assert (scene.up, scene.metric) == ("known", "known")

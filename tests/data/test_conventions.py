@@ -11,9 +11,13 @@ from scipy.spatial.transform import Rotation
 
 from data.photo_maker import write_colmap
 from data.recording_maker import FOCAL, SIZE, tilted_world, write_scannet, write_seven_scenes, write_tum
+from data.scan_maker import car, seen, write_kitti, write_nuscenes
 from splatlearn.data.augment import transform_boxes
+from splatlearn.data.kitti import KittiConfig, KittiReader
+from splatlearn.data.nuscenes import NuScenesConfig, NuScenesReader
 from splatlearn.data.photos import PhotosConfig, PhotosReader
 from splatlearn.data.pointcept import PointceptConfig, PointceptReader
+from splatlearn.data.projection import visible_points
 from splatlearn.data.recordings import check_intrinsics
 from splatlearn.data.rgbd import RgbdConfig, RgbdReader
 from splatlearn.errors import BadData, MissingAttribute
@@ -128,6 +132,18 @@ class TestGeometry:
         assert scene.cameras.centers.mean(0)[:2].abs().max() < 1e-4
         assert scene.world_from_source.dtype == np.float64 and np.abs(scene.world_from_source[:3, 3]).max() > 4000
 
+    def test_world_of_a_scan(self, tmp_path):
+        """A camera whose picture is 0.05 s later stands half a metre further on; points are as on disk."""
+        truth = write_nuscenes(tmp_path)["scene-0000/001"]
+        scene = NuScenesReader(NuScenesConfig(), tmp_path).scenes()[1]
+        assert (scene.up, scene.metric) == ("known", "known")
+        assert np.allclose(scene.points().xyz, truth.xyz, atol=1e-5)
+        front, back = scene.cameras.centers.double().numpy()
+        assert np.linalg.norm(back - front) == pytest.approx(np.linalg.norm((car(1.1) - car(1.05))[:3, 3]), rel=0.1)
+        rows, pixels = visible_points(scene.points(), scene.cameras, 1, scene.projection)
+        assert rows.tolist() == seen(truth, "CAM_BACK").tolist()
+        assert np.abs(pixels.numpy() - truth.pixels["CAM_BACK"][rows]).max() < 0.01
+
     def test_pinholes_only(self, tmp_path):
         """What the readers do with a source that says of its lens that it bends, or whose matrix is skewed."""
         write_tum(tmp_path / "rgbd_dataset_freiburg1_xyz")
@@ -175,6 +191,24 @@ class TestValues:
         cameras = PointceptReader(PointceptConfig(), tmp_path).scenes()[0].cameras
         assert len(cameras) == 0 and cameras["frame"].dtype == torch.int64
 
+    def test_reflectance(self, tmp_path):
+        write_nuscenes(tmp_path)
+        scene = NuScenesReader(NuScenesConfig(), tmp_path).scenes()[0]
+        points, (mean, deviation) = scene.points(), scene.intensity_statistics
+        assert 0 <= points["intensity"].min() < points["intensity"].max() <= 1
+        assert torch.allclose(points["reflectance"] * deviation + mean, points["intensity"], atol=1e-6)
+        assert (mean * 255, deviation * 255) == (pytest.approx(18.742355), pytest.approx(22.04632))
+
+    def test_file_order(self, tmp_path):
+        truth = write_kitti(tmp_path, scans=1)["training/000000"]
+        scan = tmp_path / "training/velodyne/000000.bin"
+        rows = np.fromfile(scan, "<f4").reshape(-1, 4)
+        rows[7, 2] = np.inf
+        rows.tofile(scan)
+        (scene,) = KittiReader(KittiConfig(), tmp_path).scenes()
+        assert np.allclose(scene.points().xyz, np.delete(truth.xyz, 7, 0), atol=1e-5)
+        assert scene.notes == ("1 of 600 points are not finite and left out",)
+
     def test_harmonics(self):
         gaussian = Gaussians(
             means=torch.zeros(1, 3),
@@ -218,6 +252,9 @@ class TestPage:
         (photos,) = PhotosReader(PhotosConfig(), tmp_path / "photos").scenes()
         structures: list[Packed] = [frames, frames.cameras, frames.to_points(), points, gaussians.to_points()]
         structures += [photos.frames([0], SIZE), photos.cameras, photos.points()]
+        write_nuscenes(tmp_path / "scans")
+        scan = NuScenesReader(NuScenesConfig(), tmp_path / "scans").scenes()[0]
+        structures += [scan.points(), scan.cameras, scan.frames([0], SIZE), scan.boxes()]
         table = reserved()
         for structure in structures:
             for name, value in structure.attributes.items():

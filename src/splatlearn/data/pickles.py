@@ -16,17 +16,8 @@ import numpy as np
 
 from splatlearn.errors import BadData, UserError
 
-_DAMAGED = (
-    EOFError,
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
+_DAMAGED = (EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, MemoryError)
+_DAMAGED = (*_DAMAGED, struct.error, zlib.error, pickle.UnpicklingError)
 _TABLE = {
     *("DataFrame", "BlockManager", "SingleBlockManager", "_unpickle_block", "new_block", "make_block"),
     *("Index", "RangeIndex", "Int64Index", "Float64Index", "_new_Index"),
@@ -35,10 +26,14 @@ _TABLE = {
 """What makes up a table of numbers in pandas, 0.25 to 3."""
 
 
+class _Refused(Exception):
+    """A name that is not on the list; the message is the name."""
+
+
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
     """How Python 2 protocols write bytes; no other codec is looked up."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"the codec {encoding!r}")
+        raise _Refused(f"the codec {encoding!r}")
     return text.encode("latin1")
 
 
@@ -74,7 +69,7 @@ class PlainUnpickler(pickle.Unpickler):
         try:
             return self._known[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name}") from None
+            raise _Refused(f"{module}.{name}") from None
 
 
 def read_pickle(path: Path) -> Any:
@@ -113,7 +108,7 @@ def _table_unpickler() -> Any:
                 return super().find_class(module, name)
             known = _allowed()
             if (module, name) not in known:
-                raise pickle.UnpicklingError(f"{module}.{name}")
+                raise _Refused(f"{module}.{name}")
             return known[module, name]
 
     return TableUnpickler
@@ -125,7 +120,7 @@ def _read(path: Path, start: Callable[[], Any], unpickler: Any) -> Any:
             return unpickler(file).load()
     except FileNotFoundError:
         raise BadData(f"{path}: no such file") from None
-    except pickle.UnpicklingError as error:
+    except _Refused as error:
         raise BadData(
             f"{path}: refused: a pickle of plain data (numbers, text, arrays, lists, dicts) expected, but it asks for "
             f"{error}; nothing of it was run. Get the file from a source you trust, or make it anew"

@@ -16,6 +16,7 @@ VERBS = {
     "check": "check:check",
     "fit": "fit:fit",
     "pretrain": "pretrain:pretrain",
+    "sweep": "sweep:sweep",
     "evaluate": "evaluate:evaluate",
     "encode": "encode:encode",
     "compare": "compare:compare",

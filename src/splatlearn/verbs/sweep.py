@@ -1,0 +1,155 @@
+"""`sweep`: pre-training with every combination of encoders, teachers and data, side by side in one table."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from splatlearn.engine.jobs import Status
+    from splatlearn.verbs.compare import Compared
+
+Options = Mapping[str, Any]
+
+
+def sweep(
+    recipe: str,
+    *,
+    out: Path,
+    preset: str = "small",
+    encoders: tuple[str, ...] = (),
+    teachers: tuple[str, ...] = (),
+    data: tuple[str, ...] = (),
+    seeds: int = 1,
+    steps: int | None = None,
+    labelled: str = "",
+    task_preset: str = "lidar",
+    jobs: int = 1,
+    retries: int = 1,
+    data_options: Options | None = None,
+    teacher_options: Options | None = None,
+    recipe_options: Options | None = None,
+    train_options: Options | None = None,
+) -> "Compared":
+    """Pre-train with every combination of encoders, teachers and data, and compare.
+
+    ScaLR's three pillars in one command: how large the student is, who teaches, and which data sets are mixed. Each
+    combination gets a run folder in `--out`; a sweep that was interrupted is continued by the same command, and
+    `status.json` says what became of each run. With `--labelled`, a linear probe measures every run.
+
+    Args:
+        recipe: how to learn: scalr, gs3.
+        out: folder of the runs, of `status.json`, and of the page `compare.html`.
+        preset: of the recipe.
+        encoders: FAMILY.PRESET, with commas between; by default the preset's.
+        teachers: likewise, of recipes that distil.
+        data: data sets, with commas between; a mix of several is NAME+NAME.
+        seeds: runs of every combination, with the seeds 0, 1, ...
+        steps: optimiser steps; by default the preset's.
+        labelled: data with labels for a linear probe of every run; by default none.
+        task_preset: of the task segmentation, for that probe.
+        jobs: runs at the same time, in processes that share the cores.
+        retries: attempts after the first.
+        data_options: options of the reader of every data set.
+        teacher_options: options of every teacher.
+        recipe_options: options of the recipe.
+        train_options: options of the training loop.
+
+    Raises:
+        ConfigError: a combination that does not fit, before any is begun.
+        UserError: some runs failed.
+    """
+    from splatlearn.engine.jobs import Job, require_done, run_jobs
+    from splatlearn.engine.jobs_local import Processes, ThisProcess
+    from splatlearn.errors import ConfigError, Problems
+    from splatlearn.verbs.compare import compare
+    from splatlearn.verbs.pretrain import plan
+
+    for name, value, least in (("seeds", seeds, 1), ("jobs", jobs, 1), ("retries", retries, 0)):
+        if value < least:
+            raise ConfigError(f"--{name}: {least} or more is needed, got {value}")
+    shared = {
+        "preset": preset,
+        "steps": steps,
+        "data_options": data_options,
+        "teacher_options": teacher_options,
+        "recipe_options": recipe_options,
+        "train_options": train_options,
+    }
+    out, problems = Path(out).expanduser(), Problems()
+    runs = {
+        out / one.name: shared | one.settings(recipe_options) for one in combinations(encoders, teachers, data, seeds)
+    }
+    for given in runs.values():
+        problems.catch(partial(plan, recipe, **given))
+    problems.tell()
+    probe = (labelled, task_preset) if labelled else None
+    work = [Job(run.name, partial(_run, recipe, run, given, probe)) for run, given in runs.items()]
+    out.mkdir(parents=True, exist_ok=True)
+    backend = ThisProcess() if jobs == 1 else Processes(jobs)
+    require_done(run_jobs(work, backend, retries=retries, record=out / "status.json", watch=_tell))
+    return compare(*map(str, runs), out=out / "compare.html")
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One run of a sweep; what is None is the preset's.
+
+    Args:
+        encoder, teacher: of it.
+        data: data sets that are mixed.
+        seed: of it.
+    """
+
+    encoder: str | None
+    teacher: str | None
+    data: tuple[str, ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """A folder's name that tells it from the others."""
+        parts = (self.encoder, self.teacher, "+".join(Path(name).name for name in self.data), f"seed{self.seed}")
+        return "-".join(re.sub(r"[^\w.+]+", "_", part) for part in parts if part)
+
+    def settings(self, recipe_options: Options | None) -> dict[str, Any]:
+        """Arguments of `plan`: the first data set is the data, the others go to the recipe's `also`."""
+        first, *others = self.data or (None,)
+        own: dict[str, Any] = {"encoder": self.encoder, "teacher": self.teacher, "data": first, "seed": self.seed}
+        also = {"also": {str(name): {} for name in others}} if others else {}
+        return {**own, "recipe_options": {**(recipe_options or {}), **also}}
+
+
+def combinations(
+    encoders: tuple[str, ...], teachers: tuple[str, ...], data: tuple[str, ...], seeds: int
+) -> Iterator[Combination]:
+    """All of them; what is left out is the preset's."""
+    mixes = [tuple(mix.split("+")) for mix in data]
+    for encoder, teacher, mix, seed in product(encoders or (None,), teachers or (None,), mixes or [()], range(seeds)):
+        yield Combination(encoder, teacher, mix, seed)
+
+
+def _run(recipe: str, run: Path, given: Options, probe: tuple[str, str] | None, attempt: int) -> Mapping[str, float]:
+    """The job: a run, continued where it was, and its probe."""
+    from splatlearn.verbs.evaluate import evaluate
+    from splatlearn.verbs.pretrain import pretrain
+
+    metrics = dict(pretrain(recipe, run=run, **given).metrics)
+    if probe:
+        file, (data, preset) = run / "evaluations" / "linear.json", probe
+        found = evaluate(encoder=str(run), data=data, preset=preset, seed=given["seed"], json=file)
+        metrics |= {f"linear/{name}": value for name, value in found.metrics.items()}
+    return metrics
+
+
+def _tell(status: "Status") -> None:
+    """A line for whoever watches."""
+    from rich.console import Console
+
+    from splatlearn.engine.runtime import is_main
+
+    if is_main():
+        Console(stderr=True).print(f"{status.name}: {status.state} {status.error.partition(chr(10))[0]}", markup=False)

@@ -53,6 +53,16 @@ fit
   --fit.OPTION VALUE
   --train.OPTION VALUE
 
+prepare
+  DATA
+  --teacher NAME
+  --out PATH
+  --size N,N
+  --layer N
+  --device TEXT
+  --teacher.OPTION VALUE
+  --data.OPTION VALUE
+
 pretrain
   RECIPE
   --run DIR

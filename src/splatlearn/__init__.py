@@ -7,7 +7,20 @@ it is first used; `splatlearn.load("runs/first").encode(xyz, color=...)` encodes
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["check", "compare", "convert", "demo", "doctor", "encode", "evaluate", "fit", "load", "pretrain", "view"]
+__all__ = [
+    "check",
+    "compare",
+    "convert",
+    "demo",
+    "doctor",
+    "encode",
+    "evaluate",
+    "fit",
+    "load",
+    "prepare",
+    "pretrain",
+    "view",
+]
 
 if TYPE_CHECKING:
     from splatlearn.verbs.check import check
@@ -18,6 +31,7 @@ if TYPE_CHECKING:
     from splatlearn.verbs.encode import encode, load
     from splatlearn.verbs.evaluate import evaluate
     from splatlearn.verbs.fit import fit
+    from splatlearn.verbs.prepare import prepare
     from splatlearn.verbs.pretrain import pretrain
     from splatlearn.verbs.view import view
 

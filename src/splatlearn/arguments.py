@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from splatlearn.config import check_value, merge
 from splatlearn.errors import ConfigError, nearest
 
-METAVARS = {"data": "NAME_OR_DIR", "encoder": "NAME_OR_RUN", "run": "DIR", "json": "FILE"}
+METAVARS = {"data": "NAME_OR_DIR", "encoder": "NAME_OR_RUN", "teacher": "NAME", "run": "DIR", "json": "FILE"}
 """What stands for a value in the help where the type alone says too little."""
 
 

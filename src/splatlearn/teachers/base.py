@@ -121,20 +121,30 @@ class Teacher(nn.Module, ABC):
         """`info` and settings as plain data, for a run's record."""
         return {**asdict(self.info), "channels": list(self.info.channels), "options": to_options(self.config)}
 
+    def tokens(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of the last level's grid for images of a size (width, height).
+
+        Raises:
+            UserError: the patch does not divide that size.
+        """
+        patch, (width, height) = self.info.patch, size
+        if width % patch or height % patch:
+            raise UserError(
+                f"{self.name}: images of {width}x{height} do not divide into patches of {patch} pixels; nearest "
+                f"sizes that do: {_multiples(width, patch)} wide, {_multiples(height, patch)} high; or name a grid "
+                "of tokens"
+            )
+        return width // patch, height // patch
+
     def _fitted(self, images: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """Images of a size that the patch divides."""
-        patch, (height, width) = self.info.patch, images.shape[2:]
-        if grid is None:
-            if width % patch or height % patch:
-                raise UserError(
-                    f"{self.name}: images of {width}x{height} do not divide into patches of {patch} pixels; nearest "
-                    f"sizes that do: {_multiples(width, patch)} wide, {_multiples(height, patch)} high; or name a grid "
-                    "of tokens"
-                )
-            return images
+        height, width = images.shape[2:]
+        grid, patch = grid or self.tokens((width, height)), self.info.patch
         size = (grid[1] * patch, grid[0] * patch)
-        if size == (height, width) or not len(images):
-            return images.new_zeros(0, 3, *size) if not len(images) else images
+        if size == (height, width):
+            return images
+        if not len(images):
+            return images.new_zeros(0, 3, *size)
         return functional.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
 
     def _prepared(self, images: Images, grid: tuple[int, int] | None) -> FeatureMaps:

@@ -15,6 +15,7 @@ VERBS = {
     "doctor": "doctor:doctor",
     "check": "check:check",
     "fit": "fit:fit",
+    "prepare": "prepare:prepare",
     "pretrain": "pretrain:pretrain",
     "sweep": "sweep:sweep",
     "evaluate": "evaluate:evaluate",

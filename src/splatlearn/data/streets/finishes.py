@@ -135,8 +135,9 @@ class Finishes:
 
     @few(14)
     def plate(self) -> int:
-        """The face of a sign."""
-        return self.add((textures.painting, textures.stripes, textures.plain), random_color(self.rng), 0.7, echo=1.5)
+        """The face of a sign; some throw light back."""
+        echo = 1.5 if self.rng.random() < 0.4 else None
+        return self.add((textures.painting, textures.stripes, textures.plain), random_color(self.rng), 0.7, echo=echo)
 
     @few(5)
     def glass(self) -> int:

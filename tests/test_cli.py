@@ -104,6 +104,8 @@ convert
   SOURCE
   TARGET
   --overwrite
+  --dry-run
+  --encoder.OPTION VALUE
 
 view
   DATA

@@ -54,6 +54,7 @@ def cloud():
         ("downstream", "net", {}, "gelu", ("ScaLR+", "segmentation", "gelu")),
         ("downstream", "net", {}, "relu", ("ScaLR", "segmentation", "relu")),
         ("supervised", "net", {"norm": "batchnorm"}, None, ("WaffleIron", "segmentation", "relu")),
+        ("v1", "model_point", {}, "gelu", ("ScaLR+", "distilled", "gelu")),
         ("supervised", "net", {}, None, ("WaffleIron", "segmentation", "relu")),
         ("", "net", {}, "gelu", ("ScaLR+", "trunk", "gelu")),
     ],
@@ -111,16 +112,16 @@ class TestActivation:
         assert splatlearn.convert(source, tmp_path / "out").facts["generation"] == "ScaLR+"
         with pytest.raises(UserError, match=r"trained with GELU \(the name says ScaLR\+\)"):
             splatlearn.convert(source, tmp_path / "other", encoder_options={"act": "relu"})
-        odd = checkpoint(tmp_path / "ScaLR_plus" / "v1.pth", state("v1"))
+        odd = checkpoint(tmp_path / "ScaLR_plus" / "a.pth", state("supervised", norm="batchnorm"))
         with pytest.raises(UserError, match="the name says ScaLR\\+, but"):
             splatlearn.convert(odd, tmp_path / "other")
 
-    @pytest.mark.parametrize(("head", "wrong"), [("plus", "relu"), ("v1", "gelu")])
-    def test_the_wrong_one_is_refused(self, tmp_path, head, wrong):
-        values = state(head)
+    @pytest.mark.parametrize(("head", "norm", "wrong"), [("plus", "layernorm", "relu"), ("v1", "batchnorm", "gelu")])
+    def test_the_wrong_one_is_refused(self, tmp_path, head, norm, wrong):
+        values = state(head, norm=norm)
         with pytest.raises(UserError, match=r"useless features\. Leave --encoder\.act out"):
             splatlearn.convert(checkpoint(tmp_path / "a.pth", values), tmp_path / "b", encoder_options={"act": wrong})
-        encoder = WaffleIron(WaffleIronConfig(depth=3, width=8, act=wrong))
+        encoder = WaffleIron(WaffleIronConfig(depth=3, width=8, act=wrong, norm=norm))
         with pytest.raises(UserError, match="the keys fit WaffleIron, but they were trained with"):
             load_weights(encoder, values, "waffleiron")
 

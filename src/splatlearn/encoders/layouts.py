@@ -183,15 +183,14 @@ def _waffleiron_rules() -> tuple[Rule, ...]:
 
 
 def waffleiron_activation(keys: Iterable[str]) -> str:
-    """`gelu` or `relu` where published keys tell it, else nothing.
+    """`gelu` or `relu` where published keys leave no doubt, else nothing.
 
-    Only ScaLR+ has a perceptron of three entries as its head, and only WaffleIron itself batch norms; the latter, and
-    what has one linear layer as its head, was made before GELU came in.
+    Only ScaLR+ has a perceptron as its head, and only WaffleIron itself, made before GELU came in, batch norms.
     """
     bare = {key.removeprefix("module.") for key in keys}
     if "classif.2.weight" in bare:
         return "gelu"
-    return "relu" if bare & {"classif.weight", "waffleiron.channel_mix.0.norm.running_mean"} else ""
+    return "relu" if "waffleiron.channel_mix.0.norm.running_mean" in bare else ""
 
 
 def _another_activation(module: nn.Module, keys: Iterable[str]) -> str:

@@ -71,20 +71,22 @@ def read_published(path: Path, act: str | None = None) -> Published:
 
 
 def _activation(state: Mapping[str, Tensor], act: str | None, named_plus: bool, path: Path) -> tuple[str, str]:
-    """The activation, and why it is that."""
+    """The activation, and why it is that: what keys prove, the name, what is stated, what heads are usual."""
     told = waffleiron_activation(state)
+    reason = {"gelu": "the head is ScaLR+'s", "relu": "batch norms, which only WaffleIron has"}.get(told, "")
     if named_plus and told == "relu":
-        raise UserError(
-            f"{path}: the name says ScaLR+, but there is {_why(told, False)}; rename the file or its folder"
-        )
-    told = "gelu" if named_plus else told
+        raise UserError(f"{path}: the name says ScaLR+, but there are {reason}; rename the file or its folder")
+    if named_plus and not told:
+        told, reason = "gelu", "the name says ScaLR+"
     if act and told and act != told:
         raise UserError(
-            f"{path}: these weights were trained with {told.upper()} ({_why(told, named_plus)}); with --encoder.act "
-            f"{act} they would load without a murmur and give useless features. Leave --encoder.act out"
+            f"{path}: these weights were trained with {told.upper()} ({reason}); with --encoder.act {act} they would "
+            "load without a murmur and give useless features. Leave --encoder.act out"
         )
     if told:
-        return told, _why(told, named_plus)
+        return told, reason
+    if act is None and f"{HEAD}weight" in state:
+        return "relu", "a head of one layer, as ScaLR and WaffleIron have it (otherwise --encoder.act gelu)"
     if act is None:
         raise UserError(
             f"{path}: a network like this has no mark of its activation, and with the wrong one its features are "
@@ -94,12 +96,6 @@ def _activation(state: Mapping[str, Tensor], act: str | None, named_plus: bool, 
     if act not in ("relu", "gelu"):
         raise ConfigError(f"--encoder.act: relu or gelu is needed, got {act}")
     return act, "stated by --encoder.act"
-
-
-def _why(told: str, named_plus: bool) -> str:
-    if told == "relu":
-        return "a linear head or batch norms, which only ScaLR and WaffleIron have"
-    return "the name says ScaLR+" if named_plus else "the head is ScaLR+'s"
 
 
 def _generation(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> str:

@@ -22,8 +22,8 @@ from splatlearn.ops.planes import Plane
 from splatlearn.ops.voxels import first_of_voxels
 from splatlearn.structures import Points
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "encoders"))
-from waffleiron_twin import Twin, pad
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from encoders.waffleiron_twin import Twin, pad
 
 Step = tuple[float, float, float]
 

@@ -69,11 +69,31 @@ pretrain
   --preset TEXT
   --data NAME_OR_DIR
   --encoder NAME_OR_RUN
+  --teacher TEXT
   --steps N
   --seed N
   --resume auto|never
   --data.OPTION VALUE
   --encoder.OPTION VALUE
+  --teacher.OPTION VALUE
+  --recipe.OPTION VALUE
+  --train.OPTION VALUE
+
+sweep
+  RECIPE
+  --out PATH
+  --preset TEXT
+  --encoders TEXT,...
+  --teachers TEXT,...
+  --data TEXT,...
+  --seeds N
+  --steps N
+  --labelled TEXT
+  --task-preset TEXT
+  --jobs N
+  --retries N
+  --data.OPTION VALUE
+  --teacher.OPTION VALUE
   --recipe.OPTION VALUE
   --train.OPTION VALUE
 
@@ -114,6 +134,8 @@ convert
   SOURCE
   TARGET
   --overwrite
+  --dry-run
+  --encoder.OPTION VALUE
 
 view
   DATA

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from splatlearn.encoders.layouts import LAYOUTS
 from splatlearn.encoders.sparse_unet import SparseUNet, SparseUNetConfig
-from splatlearn.encoders.weights import LAYOUTS, load_weights, match_keys
+from splatlearn.encoders.weights import load_weights, match_keys
 from splatlearn.ops.voxels import Voxels, coarsen, pack_keys, unique_voxels
 from splatlearn.structures import Points
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from waffleiron_twin import Twin, pad
 
+from encoders.waffleiron_twin import Twin, pad
 from splatlearn.encoders.base import stack_inputs
+from splatlearn.encoders.layouts import LAYOUTS
 from splatlearn.encoders.waffleiron import WaffleIron, WaffleIronConfig
-from splatlearn.encoders.weights import LAYOUTS
 from splatlearn.errors import ConfigError, UserError
 from splatlearn.registry import encoders
 from splatlearn.structures import Points

@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
-from waffleiron_twin import Twin
 
+from encoders.waffleiron_twin import Twin
+from splatlearn.encoders.layouts import LAYOUTS
 from splatlearn.encoders.waffleiron import WaffleIron, WaffleIronConfig
-from splatlearn.encoders.weights import LAYOUTS, load_weights, match_keys
+from splatlearn.encoders.weights import load_weights, match_keys
 from splatlearn.ops.neighbors import knn
 from splatlearn.ops.voxels import first_of_voxels
 from splatlearn.structures import Points

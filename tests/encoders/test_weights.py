@@ -7,16 +7,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from splatlearn.encoders.weights import (
+from splatlearn.encoders.layouts import (
     LAYOUTS,
-    load_weights,
-    match_keys,
     minkowski_kernel,
     minkowski_pointwise,
-    read_weights,
     spconv_kernel,
     spconv_pointwise,
 )
+from splatlearn.encoders.weights import load_weights, match_keys, read_weights
 from splatlearn.errors import BadData, ConfigError, UserError
 from splatlearn.registry import encoders
 

@@ -1,13 +1,13 @@
-"""Published weights: files of tensors, layouts, and a report that names every key.
+"""Published weights: files of tensors, and a report that names every key.
 
-A layout translates published keys and axis orders into ours. Loading is strict: whatever does not fit is listed in
-one error, and nothing is loaded then.
+A layout translates published keys and axis orders into ours (`layouts`). Loading is strict: whatever does not fit is
+listed in one error, and nothing is loaded then.
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -16,9 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from splatlearn.encoders.layouts import LAYOUTS, Layout
 from splatlearn.errors import BadData, ConfigError, UserError, nearest
-
-Rule = tuple[str, str, Callable[[Tensor], Tensor] | None]
 
 TORCH_FILES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 """Endings of files that `torch.save` wrote; whatever else, but for `.npz`, is safetensors."""
@@ -59,190 +58,6 @@ class KeyReport:
         return "; ".join(parts)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a publisher names and stores weights.
-
-    Args:
-        rules: (pattern of the published key, our key, change of the tensor or None); the first that matches holds.
-        prefixes: removed from the front of keys, repeatedly.
-        ignored: beginnings of published keys, without those prefixes, of parts that are not the encoder.
-        unused: beginnings of our keys that a file may have and the network may lack.
-        kept: beginnings of our keys that the network may have and a file may lack.
-    """
-
-    rules: tuple[Rule, ...] = ((".*", r"\g<0>", None),)
-    prefixes: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
-
-    def excuses(self, published: str, key: str | None) -> bool:
-        """Whether a key of the file may be left over; `key` is ours for it."""
-        return self._bare(published).startswith(self.ignored) or (key or "").startswith(self.unused)
-
-    def _bare(self, key: str) -> str:
-        while prefix := next((p for p in self.prefixes if key.startswith(p)), None):
-            key = key.removeprefix(prefix)
-        return key
-
-    def convert(self, key: str, value: Tensor) -> tuple[str | None, Tensor]:
-        """Our key (None when no rule matches) and the tensor in our axis order."""
-        key = self._bare(key)
-        for pattern, ours, change in self.rules:
-            if match := re.fullmatch(pattern, key):
-                return match.expand(ours), change(value) if change else value
-        return None, value
-
-
-def spconv_kernel(weight: Tensor) -> Tensor:
-    """(out, kx, ky, kz, in) of spconv 2 -> (k^3, in, out)."""
-    return weight.permute(1, 2, 3, 4, 0).reshape(-1, weight.shape[4], weight.shape[0]).contiguous()
-
-
-def spconv_pointwise(weight: Tensor) -> Tensor:
-    """(out, 1, 1, 1, in) of spconv 2 -> Linear (out, in).
-
-    spconv 2.3 reads the stored memory as an (in, out) matrix, which is not the transpose; weights trained with it
-    mean that matrix.
-    """
-    return weight.reshape(weight.shape[-1], weight.shape[0]).t().contiguous()
-
-
-def minkowski_kernel(weight: Tensor) -> Tensor:
-    """(k^3, in, out) of MinkowskiEngine, x fastest -> the same, z fastest."""
-    edge = round(weight.shape[0] ** (1 / 3))
-    cube = weight.reshape(edge, edge, edge, *weight.shape[1:])
-    return cube.transpose(0, 2).reshape(weight.shape).contiguous()
-
-
-def minkowski_pointwise(weight: Tensor) -> Tensor:
-    """(in, out) or (1, in, out) of MinkowskiEngine -> Linear (out, in)."""
-    return weight.reshape(weight.shape[-2:]).t().contiguous()
-
-
-def _flat(value: Tensor) -> Tensor:
-    return value.reshape(-1)
-
-
-def _pixelwise(weight: Tensor) -> Tensor:
-    """(out, in, 1, 1) of a 1x1 convolution -> Linear (out, in)."""
-    return weight.flatten(1)
-
-
-def _unit_kernel(weight: Tensor) -> Tensor:
-    """(out, in, 1) or (out, in, 1, 1) of a convolution of size 1 -> Linear (out, in); a bias stays."""
-    return weight.flatten(1) if weight.ndim > 1 else weight
-
-
-def _depthwise(weight: Tensor) -> Tensor:
-    """(C, 1, 3, 3) of a depthwise convolution -> (9, C); a bias stays."""
-    return weight.flatten(1).t().contiguous() if weight.ndim > 1 else weight
-
-
-def _row(weight: Tensor) -> Tensor:
-    """(C, 1, 1) -> (1, C)."""
-    return weight.reshape(1, -1)
-
-
-def _spunet_rules() -> tuple[Rule, ...]:
-    """Pointcept's SpUNet-v1m1: conv_input, down, enc, up, dec, final."""
-    rules: list[Rule] = [
-        (r"conv_input\.0\.weight", "stem.conv.weight", spconv_kernel),
-        (r"conv_input\.1\.(\w+)", r"stem.norm.\1", None),
-        (r"final\.weight", "head.weight", spconv_pointwise),
-        (r"final\.bias", "head.bias", None),
-    ]
-    for change, blocks in (("down", "enc"), ("up", "dec")):
-        block = rf"{blocks}\.(\d+)\.block(\d+)\."
-        ours = rf"{change}.\1.blocks.\2."
-        rules += [
-            (rf"{change}\.(\d+)\.0\.weight", rf"{change}.\1.resample.conv.weight", spconv_kernel),
-            (rf"{change}\.(\d+)\.1\.(\w+)", rf"{change}.\1.resample.norm.\2", None),
-            (block + r"conv(\d)\.weight", ours + r"conv\3.weight", spconv_kernel),
-            (block + r"bn(\d)\.(\w+)", ours + r"norm\3.\4", None),
-            (block + r"proj\.0\.weight", ours + "projection.0.weight", spconv_pointwise),
-            (block + r"proj\.1\.(\w+)", ours + r"projection.1.\3", None),
-        ]
-    return tuple(rules)
-
-
-def _minkunet_rules(depth: int = 4) -> tuple[Rule, ...]:
-    """MinkowskiEngine's MinkUNet and PointContrast's Res16UNet: numbers run down to the coarsest level, then up."""
-    rules: list[Rule] = [
-        (r"conv0p1s1\.kernel", "stem.conv.weight", minkowski_kernel),
-        (r"bn0\.bn\.(\w+)", r"stem.norm.\1", None),
-        (r"final\.kernel", "head.weight", minkowski_pointwise),
-        (r"final\.bias", "head.bias", _flat),
-    ]
-    for s in range(depth):
-        up = 2 * depth - 1 - s
-        for conv, norm, number, ours in (
-            (rf"conv{s + 1}p\d+s2", f"bn{s + 1}", s + 1, f"down.{s}."),
-            (rf"convtr{up}p\d+s2", f"bntr{up}", up + 1, f"up.{s}."),
-        ):
-            block, to = rf"block{number}\.(\d+)\.", ours + r"blocks.\1."
-            rules += [
-                (conv + r"\.kernel", ours + "resample.conv.weight", minkowski_kernel),
-                (norm + r"\.bn\.(\w+)", ours + r"resample.norm.\1", None),
-                (block + r"conv(\d)\.kernel", to + r"conv\2.weight", minkowski_kernel),
-                (block + r"norm(\d)\.bn\.(\w+)", to + r"norm\2.\3", None),
-                (block + r"downsample\.0\.kernel", to + "projection.0.weight", minkowski_pointwise),
-                (block + r"downsample\.1\.bn\.(\w+)", to + r"projection.1.\2", None),
-            ]
-    return tuple(rules)
-
-
-def _votenet_rules() -> tuple[Rule, ...]:
-    """VoteNet's PointNet++ backbone: sa1 to sa4, fp1 and fp2, counted from 1."""
-    rules: list[Rule] = []
-    for module, count, ours in ((r"sa{}\.mlp_module", 4, "down.{}"), (r"fp{}\.mlp", 2, "up.{}")):
-        for i in range(count):
-            layer, to = module.format(i + 1) + r"\.layer(\d)\.", ours.format(i) + r".blocks.\1."
-            rules.append((layer + r"conv\.weight", to + "linear.weight", _pixelwise))
-            rules.append((layer + r"bn\.bn\.(\w+)", to + r"norm.\2", None))
-    return tuple(rules)
-
-
-def _waffleiron_rules() -> tuple[Rule, ...]:
-    """WaffleIron's and ScaLR's embed, spatial_mix and channel_mix."""
-    channel, spatial = r"waffleiron\.channel_mix\.(\d+)\.", r"waffleiron\.spatial_mix\.(\d+)\."
-    return (
-        (r"embed\.norm\.(\w+)", r"stem.norm.\1", None),
-        (r"embed\.conv1\.(weight|bias)", r"stem.point.\1", _unit_kernel),
-        (r"embed\.conv2\.0\.(\w+)", r"stem.pair_norm.\1", None),
-        (r"embed\.conv2\.1\.weight", "stem.pair.weight", _unit_kernel),
-        (r"embed\.conv2\.2\.(\w+)", r"stem.hidden_norm.\1", None),
-        (r"embed\.conv2\.4\.weight", "stem.hidden.weight", _unit_kernel),
-        (r"embed\.final\.(weight|bias)", r"stem.join.\1", _unit_kernel),
-        (channel + r"norm\.(\w+)", r"blocks.\1.channel.norm.\2", None),
-        (channel + r"mlp\.0\.(weight|bias)", r"blocks.\1.channel.first.\2", _unit_kernel),
-        (channel + r"mlp\.2\.(weight|bias)", r"blocks.\1.channel.second.\2", _unit_kernel),
-        (channel + r"scale\.weight", r"blocks.\1.channel.scale", _row),
-        (spatial + r"norm\.(\w+)", r"blocks.\1.spatial.norm.\2", None),
-        (spatial + r"ffn\.0\.(weight|bias)", r"blocks.\1.spatial.first.\2", _depthwise),
-        (spatial + r"ffn\.2\.(weight|bias)", r"blocks.\1.spatial.second.\2", _depthwise),
-        (spatial + r"scale\.weight", r"blocks.\1.spatial.scale", _row),
-    )
-
-
-LAYOUTS: Mapping[str, Layout] = {
-    "splatlearn": Layout(),
-    "spunet": Layout(
-        _spunet_rules(), prefixes=("module.", "backbone."), ignored=("seg_head.", "bias_head."), unused=("head.",)
-    ),
-    "minkunet": Layout(_minkunet_rules(), prefixes=("module.",), unused=("head.",)),
-    "votenet": Layout(
-        _votenet_rules(),
-        prefixes=("module.", "backbone_net."),
-        ignored=("vgen.", "pnet."),
-        kept=("up.2.", "up.3."),
-    ),
-    "waffleiron": Layout(_waffleiron_rules(), prefixes=("module.",), ignored=("classif.",)),
-}
-"""Published layouts by name; `splatlearn` is our own."""
-
-
 def load_weights(
     module: nn.Module, source: str | Path | Mapping[str, Tensor], layout: str | Layout = "splatlearn"
 ) -> KeyReport:
@@ -259,13 +74,26 @@ def load_weights(
         UserError: keys or shapes do not fit; all of them are listed, and nothing was loaded.
     """
     state = read_weights(source) if isinstance(source, str | Path) else source
+    name = source if isinstance(source, str | Path) else "the state dict"
     values, report = match_keys(module, state, layout)
     if not report.complete:
-        name = source if isinstance(source, str | Path) else "the state dict"
         how = f" in layout {layout!r}" if isinstance(layout, str) else ""
         raise UserError(f"{name} does not fit {type(module).__name__}{how}: {report}")
+    if reason := find_layout(layout).refuses(module, state):
+        raise UserError(f"{name}: the keys fit {type(module).__name__}, but {reason}")
     module.load_state_dict(values, strict=False)
     return report
+
+
+def find_layout(layout: str | Layout) -> Layout:
+    """The published layout of a name; one that is given is taken as it is.
+
+    Raises:
+        ConfigError: no such layout.
+    """
+    if isinstance(layout, str) and layout not in LAYOUTS:
+        raise ConfigError(f"unknown layout {layout!r}{nearest(layout, LAYOUTS)} (known: {', '.join(LAYOUTS)})")
+    return LAYOUTS[layout] if isinstance(layout, str) else layout
 
 
 def match_keys(
@@ -276,9 +104,7 @@ def match_keys(
     Raises:
         ConfigError: no such layout.
     """
-    if isinstance(layout, str) and layout not in LAYOUTS:
-        raise ConfigError(f"unknown layout {layout!r}{nearest(layout, LAYOUTS)} (known: {', '.join(LAYOUTS)})")
-    rules, own = LAYOUTS[layout] if isinstance(layout, str) else layout, module.state_dict()
+    rules, own = find_layout(layout), module.state_dict()
     values: dict[str, Tensor] = {}
     lists: dict[str, list[str]] = {"unexpected": [], "mismatched": [], "unused": [], "missing": [], "kept": []}
     for published, value in state.items():
@@ -306,7 +132,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise BadData(f"weights {path}: no such file")
     if path.suffix in TORCH_FILES:
-        return _read_torch_file(path)
+        return read_torch_file(path)
     if path.suffix == ".npz":
         return _read_arrays(path)
     try:
@@ -323,10 +149,18 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
         raise BadData(f"weights {path}: not a readable npz file of arrays ({error})") from error
 
 
-def _read_torch_file(path: Path) -> dict[str, Tensor]:
-    """The state dict of a file, which may be an entry of a checkpoint."""
+def read_torch_file(path: Path, file: IO[bytes] | None = None) -> dict[str, Tensor]:
+    """The state dict of what `torch.save` wrote, which may be an entry of a checkpoint.
+
+    Args:
+        path: the file, or what it is called in messages.
+        file: what is read in its place.
+
+    Raises:
+        BadData: it holds anything but named tensors.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(file or path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises errors of many kinds, which all mean this
         raise BadData(f"weights {path}: not a file of tensors ({type(error).__name__})") from error
     if isinstance(state, Mapping):

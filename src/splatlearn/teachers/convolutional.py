@@ -16,7 +16,8 @@ from splatlearn import registry
 from splatlearn.config import require
 from splatlearn.encoders.base import FeatureMaps
 from splatlearn.encoders.hub import find_weights
-from splatlearn.encoders.weights import Layout, Rule, load_weights
+from splatlearn.encoders.layouts import Layout, Rule
+from splatlearn.encoders.weights import load_weights
 from splatlearn.errors import ConfigError
 from splatlearn.teachers.base import RANDOM, Teacher, TeacherInfo, tensors_digest
 from splatlearn.teachers.networks import MobileNetV2, ResNet50V2, SqueezeNet, Stages

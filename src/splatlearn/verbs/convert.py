@@ -1,13 +1,15 @@
-"""`convert`: a Gaussian scene from one file format to another, and PandaSet into folders that are read."""
+"""`convert`: Gaussian scenes between file formats, published weights into encoders, PandaSet into folders."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from splatlearn.data.pandaset import ConvertedScans
+    from splatlearn.verbs.convert_encoder import ConvertedEncoder
 
 
 @dataclass(frozen=True)
@@ -34,29 +36,48 @@ class Converted:
         return f"{self.source} -> {self.target}: {count}\n{lost}"
 
 
-def convert(source: Path, target: Path, *, overwrite: bool = False) -> Converted | ConvertedScans:
-    """Convert a Gaussian scene from one file format to another, or PandaSet into calibrated lidar folders.
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    encoder_options: Mapping[str, Any] | None = None,
+) -> Converted | ConvertedEncoder | ConvertedScans:
+    """Convert a Gaussian scene from one file format to another, published weights into an encoder, or PandaSet.
 
     In: .ply (usual and compressed), .splat, .spz, SceneSplat folders. Out: .ply, .splat, .spz, SceneSplat folders.
     Axes, unit and order of the Gaussians stay as they are. What the target cannot hold is printed.
+
+    Weights of WaffleIron, ScaLR and ScaLR+ (checkpoints, or their .tar.gz) become a folder that `--encoder` takes:
+    safetensors and a description. Every key must fit; the head is left out. A segmentation network does not tell
+    its activation: --encoder.act gelu (ScaLR+) or relu. Nothing of the file is run.
 
     PandaSet's folder becomes two, TARGET/pandar64 and TARGET/pandargt, which `--data` then takes; its tables need
     pandas to be installed.
 
     Args:
         source: a .ply, .splat or .spz file, or a folder with coord.npy, color.npy, opacity.npy, quat.npy, scale.npy;
-            or PandaSet.
-        target: a .ply, .splat or .spz file, or, without a suffix, a folder of such arrays.
+            or weights: .pth, .pt, .ckpt, .tar, .tar.gz, .safetensors; or PandaSet.
+        target: a .ply, .splat or .spz file, or, without a suffix, a folder of such arrays; a folder for weights.
         overwrite: replace the target if it is there.
+        dry_run: read and check weights, and write nothing.
+        encoder_options: options of the encoder that the file of weights does not hold (act, grids, fov_min...).
 
     Raises:
-        UserError: the target is there or its format is not written.
+        UserError: the target is there or its format is not written; weights do not fit.
         BadData: the source is no such file, or a damaged one.
     """
     from splatlearn.data.pandaset import convert_pandaset, is_pandaset
+    from splatlearn.errors import ConfigError
     from splatlearn.splatting.files import check_target, read_raw, write_raw
+    from splatlearn.verbs.convert_encoder import convert_encoder, is_weights
 
-    source, target = Path(source).expanduser(), Path(target).expanduser()
+    source, target, options = Path(source).expanduser(), Path(target).expanduser(), dict(encoder_options or {})
+    if is_weights(source):
+        return convert_encoder(source, target, overwrite=overwrite, dry_run=dry_run, options=options)
+    if dry_run or options:
+        raise ConfigError(f"{source}: --dry-run and --encoder.OPTION go with weights ({source.name} is none)")
     if is_pandaset(source):
         return convert_pandaset(source, target, overwrite=overwrite)
     check_target(target, overwrite=overwrite)

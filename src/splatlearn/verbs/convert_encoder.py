@@ -1,0 +1,185 @@
+"""Published weights of encoders into folders that `--encoder` takes; part of `convert`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from splatlearn.encoders.base import PointEncoder
+    from splatlearn.encoders.published import Published
+    from splatlearn.encoders.weights import KeyReport
+
+FILES = ("encoder.safetensors", "encoder.json")
+
+
+@dataclass(frozen=True)
+class ConvertedEncoder:
+    """An encoder that was converted.
+
+    Args:
+        source: file that was read.
+        target: folder that was written, or would have been.
+        facts: what `encoder.json` says of where the weights came from.
+        name: of the encoder.
+        parameters: numbers that are trained.
+        assumed: settings that the file does not hold.
+        written: whether the folder was.
+    """
+
+    source: Path
+    target: Path
+    facts: Mapping[str, Any]
+    name: str
+    parameters: int
+    assumed: str
+    written: bool
+
+    def __str__(self) -> str:
+        facts = self.facts
+        lines = [
+            f"{self.source} -> {self.target}{'' if self.written else ' (dry run: nothing was written)'}",
+            f"  {facts['generation']}, {facts['stage']}: {self.name}, {self.parameters:,} parameters, "
+            f"{facts['keys']} keys, all in place",
+            f"  activation: {facts['activation']}",
+            f"  head: {facts['head']}",
+            f"  assumed: {self.assumed}",
+            f"  checked: {facts['checked']}",
+        ]
+        return "\n".join(lines)
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a file is one of weights, by its name."""
+    from splatlearn.encoders.published import ENDINGS
+
+    return path.name.lower().endswith(ENDINGS)
+
+
+def convert_encoder(
+    source: Path, target: Path, *, overwrite: bool, dry_run: bool, options: Mapping[str, Any]
+) -> ConvertedEncoder:
+    """Reads, recognises, loads strictly, tries and writes an encoder; arguments as in `convert`.
+
+    Raises:
+        UserError: the file fits no known network, or an option contradicts it; the target cannot be written.
+        BadData: no such file, or a damaged one.
+    """
+    from splatlearn.config import to_options
+    from splatlearn.encoders.published import read_published
+    from splatlearn.encoders.weights import load_weights
+    from splatlearn.engine.checkpoint import digest
+    from splatlearn.registry import encoders
+
+    _check_target(target, overwrite)
+    published = read_published(source, options.get("act"))
+    for name, value in published.options.items():
+        _check_option(name, options.get(name, value), value, source)
+    given = {**published.options, **{k: v for k, v in options.items() if k not in published.options}}
+    encoder: PointEncoder = encoders.create(f"waffleiron.{_preset(published)}", given)
+    encoder.name = f"waffleiron.{_preset(published)}"
+    report: KeyReport = load_weights(encoder, published.state, "waffleiron")
+    features = _try(encoder.eval(), source)
+    facts = {
+        "origin": published.origin,
+        "sha256": digest(source),
+        "generation": published.generation,
+        "stage": published.stage,
+        "activation": f"{published.options['act']}: {published.activation}",
+        "keys": len(report.loaded),
+        "head": _head(published),
+        "checked": "finite features that differ from point to point",
+    }
+    if not dry_run:
+        facts["checked"] += ", the same again from what was written"
+        _write(encoder, facts, target, features)
+    settings = to_options(encoder.config)
+    assumed = ", ".join(f"{name} {settings[name]}" for name in ("inputs", "voxel", "fov_min", "fov_max", "grids"))
+    count = sum(parameter.numel() for parameter in encoder.parameters())
+    return ConvertedEncoder(source, target, facts, encoder.name, count, f"{assumed} (--encoder.OPTION)", not dry_run)
+
+
+def _preset(published: "Published") -> str:
+    """The preset of that depth and width, or the first one, of which every option is given then."""
+    from splatlearn.registry import encoders
+
+    size = f"{published.options['depth']}-{published.options['width']}"
+    presets = encoders.presets("waffleiron")
+    return size if size in presets else presets[0]
+
+
+def _check_option(name: str, asked: Any, found: Any, source: Path) -> None:
+    from splatlearn.errors import UserError
+
+    if str(asked) != str(found):
+        raise UserError(f"--encoder.{name} {asked}: {source} holds a network with {name} {found}; leave it out")
+
+
+def _head(published: "Published") -> str:
+    """What is left out, in words."""
+    shapes = [f"{key} {tuple(v.shape)}" for key, v in published.head.items() if key.endswith("weight")]
+    return f"left out, it is no part of the encoder ({', '.join(shapes)})" if shapes else "there is none"
+
+
+def _try(encoder: "PointEncoder", source: Path) -> "Tensor":
+    """Features of a made-up scan, which always is the same.
+
+    Raises:
+        BadData: they are not finite, or equal at all points.
+    """
+    import torch
+
+    from splatlearn.encoders.base import DERIVED, INPUT_CHANNELS
+    from splatlearn.errors import BadData
+    from splatlearn.structures import Points
+
+    generator = torch.Generator().manual_seed(0)
+    xyz = torch.rand(256, 3, generator=generator) * torch.tensor([20.0, 20.0, 2.0]) - torch.tensor([10.0, 10.0, 1.0])
+    needed = [name for name in encoder.config.inputs if name not in DERIVED]
+    values = {name: torch.rand(256, INPUT_CHANNELS[name], generator=generator) for name in needed}
+    with torch.no_grad():
+        features = encoder(encoder.config.precompute(Points(xyz=xyz, attributes=values))).dense()
+    if not bool(torch.isfinite(features).all()) or not bool(features.std(0).max() > 0):
+        raise BadData(f"{source}: the weights give features that are not finite, or equal at all points")
+    return features
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    from splatlearn.errors import UserError
+
+    if target.suffix or target.is_file():
+        raise UserError(f"{target}: an encoder is written as a folder of {' and '.join(FILES)}; name a folder")
+    if not target.exists():
+        return
+    if others := sorted(path.name for path in target.iterdir() if path.name not in FILES):
+        raise UserError(f"{target}: the folder also holds {others[0]}; it is not replaced, name another")
+    if not overwrite and any(target.iterdir()):
+        raise UserError(f"{target}: already there; name another, or give --overwrite (overwrite=True) to replace it")
+
+
+def _write(encoder: "PointEncoder", facts: Mapping[str, Any], target: Path, features: "Tensor") -> None:
+    """Written beside its place, loaded and tried, then moved there: a folder that is there is whole."""
+    import shutil
+
+    import torch
+    from safetensors.torch import save_file
+
+    from splatlearn.engine.checkpoint import describe_encoder, load_encoder
+    from splatlearn.errors import BadData
+
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    weights, description = (partial / name for name in FILES)
+    save_file({key: value.contiguous() for key, value in encoder.state_dict().items()}, weights)
+    description.write_text(json.dumps({**describe_encoder(encoder), "source": dict(facts)}, indent=2) + "\n")
+    again = load_encoder(partial)
+    if not torch.equal(_try(again, target), features):  # pyright: ignore[reportArgumentType]
+        raise BadData(f"{target}: what was written does not give the features of what was read")
+    target.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        (partial / name).replace(target / name)
+    partial.rmdir()

@@ -69,7 +69,7 @@ pretrain
   --preset TEXT
   --data NAME_OR_DIR
   --encoder NAME_OR_RUN
-  --teacher TEXT
+  --teacher NAME
   --steps N
   --seed N
   --resume auto|never
@@ -85,7 +85,7 @@ sweep
   --preset TEXT
   --encoders TEXT,...
   --teachers TEXT,...
-  --data TEXT,...
+  --data NAME_OR_DIR
   --seeds N
   --steps N
   --labelled TEXT

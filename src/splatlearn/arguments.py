@@ -208,7 +208,7 @@ def _metavar(parameter: Parameter) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(map(str, choices))
     if tuple in (typing.get_origin(choice) for choice in (hint, *choices)):
-        return "N,N"
+        return "TEXT,..." if str in choices else "N,N"
     kinds = {bool: "", int: "N", float: "X", Path: "PATH", str: "TEXT"}
     return next((text for kind, text in kinds.items() if kind in choices), "VALUE")
 

@@ -197,3 +197,18 @@ def test_config_problems_are_told_together():
         "inputs: at",
     ):
         assert word in str(caught.value)
+
+
+def test_what_is_kept_for_backward():
+    """Three tensors of all rows a block, whatever the grids: two of the residual stream and a hidden layer."""
+    encoder, points = make(WaffleIronConfig(depth=6, width=16)).train(), WaffleIronConfig().precompute(scan(3000))
+    tokens, kept = encoder.embed(points), {}
+
+    def keep(value):
+        kept[value.untyped_storage().data_ptr()] = value
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        encoder.encode(tokens, points)
+    whole = [value for value in kept.values() if value.shape == (3000, 16)]
+    assert len(whole) == 3 * 6 and max(value.numel() for value in kept.values()) == 3000 * 16

@@ -78,7 +78,7 @@ def test_images_of_no_gradient_get_none(teacher):
 def test_moves_with_its_holder(teacher):
     double = nn.Sequential(copy.deepcopy(teacher)).double()[0]
     images = pictures(teacher)
-    maps = double(Images(images=images.images.double()))
+    maps = double(images)
     assert maps.levels[-1].dtype == torch.float64
     assert torch.allclose(maps.levels[-1].float(), teacher(images).levels[-1], atol=1e-3, rtol=1e-2)
 

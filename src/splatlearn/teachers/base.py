@@ -82,6 +82,11 @@ class Teacher(nn.Module, ABC):
         """The frozen network."""
         return self._frozen[0]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights, and of the maps."""
+        return next(self.network.parameters()).dtype
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `to`, `cuda`, `double`... do to tensors, done to the frozen network, too."""
         super()._apply(fn, recurse)
@@ -101,7 +106,7 @@ class Teacher(nn.Module, ABC):
         """
         if f"maps/{self.name}" in images:
             return self._prepared(images, grid)
-        pixels = self._fitted(images.images, grid)
+        pixels = self._fitted(images.images.to(self.dtype), grid)
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         if len(pixels):
             return self.look((pixels - mean) / std)
@@ -148,7 +153,7 @@ class Teacher(nn.Module, ABC):
         return functional.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
 
     def _prepared(self, images: Images, grid: tuple[int, int] | None) -> FeatureMaps:
-        maps = images[f"maps/{self.name}"].to(images.images.dtype)
+        maps = images[f"maps/{self.name}"].to(self.dtype)
         there = (maps.shape[3], maps.shape[2])
         if maps.shape[1] != self.info.channels[-1] or grid not in (None, there):
             raise UserError(

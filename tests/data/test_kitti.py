@@ -6,10 +6,10 @@ import torch
 
 from data.scan_maker import P2, POINTS, TR, photograph, seen, write_kitti, write_lines, write_semantic_kitti
 from splatlearn.data.kitti import CLASSES, LEARNING_MAP, OBJECTS, KittiConfig, KittiReader, SemanticKittiReader
-from splatlearn.data.projection import visible_points
+from splatlearn.data.projection import ProjectionRule, visible_points
 from splatlearn.data.scene import Rejected, Source
 from splatlearn.errors import BadData, MissingData
-from splatlearn.structures import Boxes
+from splatlearn.structures import Boxes, Points
 
 
 def objects(path, **options):
@@ -50,6 +50,15 @@ class TestObjects:
             expected = seen(truth, "image_2", depth=0.0)
             assert rows.tolist() == expected[truth.xyz[expected, 0] > 1].tolist() and len(rows) > 20
             assert np.abs(pixels.numpy() - truth.pixels["image_2"][rows]).max() < 0.01
+
+    def test_points_beside_the_lidar_are_not_seen(self, tmp_path):
+        """ScaLR's rule is x > 1 m, and asks for no depth: the camera stands 0.3 m ahead of the lidar."""
+        write_kitti(tmp_path, scans=1)
+        (scene,) = objects(tmp_path)
+        xyz = torch.tensor([[0.9, 0, -0.05], [1.1, 0, -0.05], [-5, 0, 0]])
+        points = Points(xyz=xyz, counts=(3,))
+        assert visible_points(points, scene.cameras, 0, scene.projection).rows.tolist() == [1]
+        assert visible_points(points, scene.cameras, 0, ProjectionRule(min_depth=0.0)).rows.tolist() == [0, 1]
 
     def test_boxes(self, tmp_path):
         write_kitti(tmp_path, scans=1)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from splatlearn.data.folders import walk
+from splatlearn.data.folders import GLANCE, walk
 from splatlearn.data.imagery import UnreadableImage, probe
 from splatlearn.data.infos import Info, find_infos, looks_like, projection, read_infos, resolve
 from splatlearn.data.kitti_calibration import Calibration, find_calibration, read_calibration, rectified
@@ -223,7 +223,7 @@ class SemanticKittiReader(LidarReader):
     @classmethod
     def accepts(cls, path: Path) -> bool:
         """A drive lies at the path or up to three folders below it."""
-        return any(True for _ in walk(path, _is_drive))
+        return any(True for _ in walk(path, _is_drive, breadth=GLANCE))
 
     def find(self, left_out: list[Skipped]) -> list[LidarScene]:
         """Every scan of every drive."""

@@ -299,8 +299,10 @@ class ScaLR(Recipe[Scan]):
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Scan]) -> dict[str, float]:
         """Over all pairs of the validation scans: `val_distance` of unit vectors, `val_cosine`, `val_cosine_centred`
-        after the training mean was subtracted from both, and `val_r2`, the share of the unit vectors' variance about
-        that mean that is explained. Means over teachers, and each by name where there are several."""
+        after the training mean was subtracted from both, and `val_r2`, the share of the teacher's unit vectors'
+        variance about that mean that is explained by the student's, whose distances from it are scaled by the one
+        factor that suits them best, as no loss of directions sets them (negative where that factor is). Means over
+        teachers, and each by name where there are several."""
         scores = [_Fit(head.mean) for _, _, head in self.taught]
         for batch in batches:
             for score, prediction, target in zip(scores, self.predict(batch), self.targets(batch), strict=True):
@@ -353,24 +355,30 @@ class _Fit:
 
     def __init__(self, mean: Tensor) -> None:
         self.mean = mean
-        self.pairs, self.sums = 0, torch.zeros(5, dtype=torch.float64)
+        self.pairs, self.sums = 0, torch.zeros(6, dtype=torch.float64)
 
     def add(self, prediction: Tensor, target: Tensor) -> None:
         found, true = unit(prediction.float()), unit(target.float())
-        off, spread = found - true, true - self.mean
-        centred = (unit(found - self.mean) * unit(spread)).sum(1)
-        columns = [off.norm(dim=1), (found * true).sum(1), centred, off.square().sum(1), spread.square().sum(1)]
+        moved, spread = found - self.mean, true - self.mean
+        columns = [
+            (found - true).norm(dim=1),
+            (found * true).sum(1),
+            (unit(moved) * unit(spread)).sum(1),
+            (moved * spread).sum(1),
+            moved.square().sum(1),
+            spread.square().sum(1),
+        ]
         self.sums += torch.stack([column.double().sum() for column in columns]).cpu()
         self.pairs += len(target)
 
     def numbers(self) -> dict[str, float]:
-        distance, cosine, centred, missed, spread = self.sums.tolist()
+        distance, cosine, centred, together, moved, spread = self.sums.tolist()
         pairs = max(self.pairs, 1)
         return {
             "val_distance": distance / pairs,
             "val_cosine": cosine / pairs,
             "val_cosine_centred": centred / pairs,
-            "val_r2": 1 - missed / spread if spread else 0.0,
+            "val_r2": together * abs(together) / (moved * spread) if moved * spread else 0.0,
         }
 
 

@@ -153,9 +153,28 @@ class TestStart:
             run_toy(tmp_path / "run", recipe)
         assert not (tmp_path / "run").exists()
 
+    @pytest.mark.parametrize("new", [True, False])
+    def test_one_process_at_a_time(self, tmp_path, new):
+        run = tmp_path / "run"
+        if not new:
+            run_toy(run, steps=2)
+
+        class Twice(ToyRecipe):
+            def evaluate(self, batches):
+                with pytest.raises(UserError, match="another process runs here"):
+                    run_toy(run, steps=2)
+                return super().evaluate(batches)
+
+        (run / "summary.json").unlink(missing_ok=True)
+        run_toy(run, Twice(ToyData(rejecting=0.2)), steps=2)
+        assert len(losses(run)) == 2
+        assert not (run / ".lock").exists()
+
     def test_settings_of_a_run_that_never_began_bind_nobody(self, tmp_path):
         settings = {"recipe": "toy", "encoder": "toy", "data": {"name": "toy"}, "train": {"steps": 99}}
-        RunFolder(tmp_path, settings).begin()
+        with (folder := RunFolder(tmp_path, settings)).lock:
+            folder.claim("auto")
+            folder.begin()
         assert run_toy(tmp_path, steps=2, resume="never").steps == 2
         assert yaml.safe_load((tmp_path / "config.yaml").read_text())["train"]["steps"] == 2
 

@@ -14,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from splatlearn.config import changed, to_options
 from splatlearn.encoders.base import Encoder
 from splatlearn.encoders.weights import load_weights
 from splatlearn.engine.config import RESULT_FREE
+from splatlearn.engine.lock import LOCK, FolderLock
 from splatlearn.errors import BadData, UserError
 
 MANIFEST = "manifest.json"
@@ -218,6 +220,21 @@ class RunFolder:
         """Where checkpoints lie."""
         return self.path / "checkpoints"
 
+    @cached_property
+    def lock(self) -> FolderLock:
+        """What keeps other processes out."""
+        return FolderLock(self.path)
+
+    def claim(self, resume: Literal["auto", "never"]) -> None:
+        """Locks the folder if it is there, and checks it.
+
+        Raises:
+            UserError: as `check`, or another process runs here.
+        """
+        if self.path.is_dir():
+            self.lock.take()
+        self.check(resume)
+
     def check(self, resume: Literal["auto", "never"]) -> None:
         """Whether the run may start here or continue; writes nothing.
 
@@ -230,7 +247,7 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise UserError(f"--run {self.path}: this is a file; name a folder")
-        there = sorted(p.name for p in self.path.iterdir() if not p.name.endswith(".tmp"))
+        there = sorted(p.name for p in self.path.iterdir() if p.name != LOCK and not p.name.endswith(".tmp"))
         if not there:
             return
         if CONFIG not in there:
@@ -254,8 +271,14 @@ class RunFolder:
             )
 
     def begin(self) -> None:
-        """Makes the folder and writes `config.yaml`, unless there is a log or a checkpoint to continue from."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Makes and locks the folder, if `claim` found none, and writes `config.yaml`, unless there is a log or a
+        checkpoint to continue from.
+
+        Raises:
+            UserError: another process made the folder meanwhile.
+        """
+        if not self.lock.held:
+            self.lock.take(new=True)
         if not (self.path / LOG).exists() and not _checkpoints(self.checkpoints):
             replace_file(self.path / CONFIG, yaml.safe_dump(_plain(self.settings), sort_keys=False))
 

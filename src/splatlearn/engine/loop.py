@@ -59,6 +59,7 @@ from splatlearn.engine.runtime import (
     deterministic,
     gather_from_ranks,
     launch,
+    on_main,
     reseed,
 )
 from splatlearn.engine.summary import Summary
@@ -116,8 +117,8 @@ def train(
         ones where they are kept.
 
     Raises:
-        UserError: the folder, the data or the numbers of the run are not as they must be. A new run that cannot
-            draw its first samples writes nothing.
+        UserError: the folder, the data or the numbers of the run are not as they must be, or another process runs
+            there. A new run that cannot draw its first samples writes nothing.
         Terminated: SIGTERM came; a checkpoint was saved.
     """
     folder = RunFolder(Path(run).expanduser(), {**(settings or {}), "train": to_options(config)})
@@ -126,7 +127,8 @@ def train(
     if fabric.is_global_zero:
         for told in config.idle():
             warnings.warn(told, stacklevel=2)
-    with deterministic(config.deterministic), Termination() as termination:
+    with folder.lock, deterministic(config.deterministic), Termination() as termination:
+        on_main(fabric, lambda: folder.claim(resume))
         return _Run(trainable, config, folder, fabric, show, termination).complete()
 
 
@@ -184,8 +186,7 @@ class _Run(Generic[B]):
         for split in ("val", "train"):
             next(self.loader.whole(split, 1))
         self.fabric.barrier()  # all have looked before one writes
-        if self.main:
-            self.folder.begin()
+        on_main(self.fabric, self.folder.begin)
 
     def _train(self, resumed: bool) -> None:
         """The steps that are left, and what comes after the last."""

@@ -137,6 +137,14 @@ class TestRun:
         with pytest.raises(UserError, match=r"train\.learning_rate: 0\.01 -> 0\.5"):
             run_toy(run, learning_rate=0.5)
 
+    def test_a_finished_run_without_checkpoints_is_kept(self, finished, tmp_path):
+        run = tmp_path / "run"
+        shutil.copytree(finished[0], run, ignore=shutil.ignore_patterns("checkpoints"))
+        log = (run / "log.jsonl").read_bytes()
+        with pytest.raises(UserError, match="the run is finished, but its checkpoints are gone"):
+            run_toy(run, evaluate_every=5)
+        assert (run / "log.jsonl").read_bytes() == log
+
     def test_global_state_is_given_back(self, finished):
         assert not torch.are_deterministic_algorithms_enabled()
 
@@ -152,6 +160,16 @@ class TestStart:
         with pytest.raises(UserError, match=f"split {split}: scene-[0-9]+: too short"):
             run_toy(tmp_path / "run", recipe)
         assert not (tmp_path / "run").exists()
+
+    def test_a_log_is_cut_only_by_a_run_that_can_begin(self, tmp_path):
+        run_toy(tmp_path, steps=2)
+        for name in ("summary.json", "checkpoints"):
+            (tmp_path / name).rename(tmp_path / f"{name}.tmp")
+        recipe = ToyRecipe(ToyData())
+        recipe.validation = Short()
+        with pytest.raises(UserError, match="too short"):
+            run_toy(tmp_path, recipe, steps=2)
+        assert len(losses(tmp_path)) == 2
 
     @pytest.mark.parametrize("new", [True, False])
     def test_one_process_at_a_time(self, tmp_path, new):

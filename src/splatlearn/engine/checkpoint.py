@@ -36,6 +36,7 @@ from splatlearn.errors import BadData, UserError
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 LOG = "log.jsonl"
+SUMMARY = "summary.json"
 LIBRARIES = ("torch", "numpy", "numba", "lightning", "safetensors", "timm")
 
 
@@ -241,7 +242,8 @@ class RunFolder:
         A run that ended before its first step has left its `config.yaml` alone, and another may take its place.
 
         Raises:
-            UserError: the folder is something else, is a run that must not be continued, or has another config.
+            UserError: the folder is something else, is a run that must not be continued, has another config, or is
+                a finished run without its checkpoints.
         """
         if not self.path.exists():
             return
@@ -268,6 +270,11 @@ class RunFolder:
             raise UserError(
                 f"--run {self.path}: the run was started with another configuration; give the same, or "
                 f"another folder (there -> here):\n  {lines}"
+            )
+        if SUMMARY in there and not _checkpoints(self.checkpoints):
+            raise UserError(
+                f"--run {self.path}: the run is finished, but its checkpoints are gone, so that its weights cannot be "
+                "read; bring them back, name another folder, or remove this one to train again"
             )
 
     def begin(self) -> None:

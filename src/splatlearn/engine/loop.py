@@ -18,6 +18,7 @@ from torch import Tensor
 from splatlearn.config import to_options
 from splatlearn.engine.checkpoint import (
     LOG,
+    SUMMARY,
     RunFolder,
     describe_encoder,
     environment,
@@ -171,8 +172,8 @@ class _Run(Generic[B]):
     def complete(self) -> Summary:
         """The steps that are left, then the summary; averaged weights, where they are kept, stay in the trainable."""
         resumed = self._restore()
-        if self.step == self.steps and (self.folder.path / "summary.json").exists():
-            summary = Summary.read(self.folder.path / "summary.json")
+        if self.step == self.steps and (self.folder.path / SUMMARY).exists():
+            summary = Summary.read(self.folder.path / SUMMARY)
         else:
             self._begin()
             self._train(resumed)
@@ -182,11 +183,13 @@ class _Run(Generic[B]):
         return summary
 
     def _begin(self) -> None:
-        """Draws a sample of each split, then makes the folder: what cannot start leaves nothing behind."""
+        """Draws a sample of each split, then makes the folder or cuts its log: what cannot start changes nothing."""
         for split in ("val", "train"):
             next(self.loader.whole(split, 1))
         self.fabric.barrier()  # all have looked before one writes
         on_main(self.fabric, self.folder.begin)
+        if self.main:
+            self.log.cut(self.step)
 
     def _train(self, resumed: bool) -> None:
         """The steps that are left, and what comes after the last."""
@@ -350,7 +353,7 @@ class _Run(Generic[B]):
             found = newest_checkpoint(self.folder.checkpoints)
         if found is not None:
             checkpoint = load_checkpoint(found)
-            if self.main and not (self.folder.path / "summary.json").is_file():  # else it is over already
+            if self.main and not (self.folder.path / SUMMARY).is_file():  # else it is over already
                 warn_about_changes(checkpoint.state["environment"], self._environment())
             self.trainable.load_state_dict(checkpoint.tensors["model"])
             load_optimizer_tensors(self.optimizer, checkpoint.tensors["optimizer"])
@@ -362,8 +365,6 @@ class _Run(Generic[B]):
         self.average = WeightAverage(self.trainable, self.config.ema) if self.config.ema else None
         if self.average and found is not None:
             self.average.restore(checkpoint.tensors["average"], checkpoint.state["averaged"])
-        if self.main:
-            self.log.cut(self.step)
         return found is not None
 
     def _save(self) -> None:
@@ -398,5 +399,5 @@ class _Run(Generic[B]):
                 versions=versions(),
                 facts={**repeated, **self.trainable.describe()},
             )
-            replace_file(self.folder.path / "summary.json", summary.to_json())
+            replace_file(self.folder.path / SUMMARY, summary.to_json())
         return self.fabric.broadcast(summary)

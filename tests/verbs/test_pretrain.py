@@ -1,12 +1,14 @@
 """`pretrain` from the command line: a whole run folder, continued or refused; an encoder to start from."""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from splatlearn import registry
 from splatlearn.arguments import parse
@@ -175,6 +177,20 @@ def test_starts_from_the_weights_of_a_run(finished, tmp_path):
     again = load_encoder(run).state_dict()
     weights = [name for name, value in learnt.items() if value.is_floating_point() and "running" not in name]
     assert all(torch.allclose(learnt[name], again[name], atol=1e-6) for name in weights)
+
+
+def test_other_weights_to_start_from_are_another_run(finished, tmp_path, capsys):
+    first, run = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(finished / "checkpoints" / "step-00000003", first)
+    words = "--encoder", str(first), "--steps", "1"
+    assert pretrain(run, *words) == 0
+    (name,), given = parse(verb("pretrain"), ["--config", str(run / "config.yaml"), "--run", "other"])
+    del given["run"]
+    assert plan(name, **given).settings == yaml.safe_load((run / "config.yaml").read_text())
+    weights = load_file(first / "encoder.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, first / "encoder.safetensors")
+    assert pretrain(run, *words) == 2
+    assert re.search(r"encoder\.weights: [0-9a-f]{64} -> [0-9a-f]{64}\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

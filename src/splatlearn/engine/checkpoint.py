@@ -362,11 +362,7 @@ def load_encoder(run: Path) -> Encoder:
     Raises:
         UserError: there is no encoder here, or what is here does not fit together.
     """
-    run = Path(run)
-    folder = (newest_checkpoint(run / "checkpoints") if (run / "checkpoints").is_dir() else run) or run
-    description, weights = folder / "encoder.json", folder / "encoder.safetensors"
-    if not (description.is_file() and weights.is_file()):
-        raise UserError(f"--encoder {run}: no encoder here: no checkpoint of a recipe, and no {weights.name}")
+    description, weights = _encoder_files(run)
     try:
         facts = json.loads(description.read_text())
         name, options = str(facts["name"]), dict(facts["options"])
@@ -376,6 +372,21 @@ def load_encoder(run: Path) -> Encoder:
     encoder.name = name
     load_weights(encoder, weights)
     return encoder.eval()
+
+
+def encoder_digest(run: Path) -> str:
+    """SHA-256 of the weights that `load_encoder` reads, in hexadecimal; raises as that does."""
+    return digest(_encoder_files(run)[1])
+
+
+def _encoder_files(run: Path) -> tuple[Path, Path]:
+    """Description and weights of the encoder in a folder."""
+    run = Path(run).expanduser()
+    folder = (newest_checkpoint(run / "checkpoints") if (run / "checkpoints").is_dir() else run) or run
+    description, weights = folder / "encoder.json", folder / "encoder.safetensors"
+    if not (description.is_file() and weights.is_file()):
+        raise UserError(f"--encoder {run}: no encoder here: no checkpoint of a recipe, and no {weights.name}")
+    return description, weights
 
 
 def single(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -201,6 +201,7 @@ def plan(
     options = merge(defaults.recipe, recipe_options or {})
     config = problems.catch(lambda: registry.recipes.config(recipe, options, where="--recipe"))
     encoder_config = problems.catch(lambda: _encoder_config(name, encoder_options)) if name else None
+    weights = problems.catch(lambda: _weights(name)) if name else None
     train_config = problems.catch(lambda: configure(TrainConfig, train, "--train"))
     problems.tell()
     assert name is not None and train_config is not None
@@ -208,7 +209,7 @@ def plan(
         "recipe": recipe,
         "preset": preset,
         "recipe_options": to_options(config),
-        "encoder": {"name": name, "options": to_options(encoder_config) if encoder_config else {}},
+        "encoder": {"name": name, "options": to_options(encoder_config) if encoder_config else {}, **(weights or {})},
         "data": {"name": source.name, "options": source.resolved()},
         "train": to_options(train_config),
     }
@@ -302,3 +303,12 @@ def _encoder_config(name: str, options: Options | None) -> Any:
     if options:
         raise ConfigError(f"--encoder {name}: a run's encoder takes no options, got {', '.join(options)}")
     return None
+
+
+def _weights(name: str) -> dict[str, str]:
+    """What a run started from: the digest of a run folder's encoder; a path says nothing of what lies there."""
+    from splatlearn import registry
+    from splatlearn.engine.checkpoint import encoder_digest
+
+    known = name.partition(".")[0] in registry.encoders.families()
+    return {} if known else {"weights": encoder_digest(Path(name))}

@@ -285,6 +285,19 @@ class TestOptions:
     def test_epochs(self, tmp_path):
         assert run_toy(tmp_path, steps=0, epochs=1.2).steps == 2  # 7 scenes, 4 a step
 
+    @pytest.mark.parametrize("finished", [True, False])
+    def test_a_run_keeps_its_steps_when_scenes_are_added(self, tmp_path, finished):
+        options = {"steps": 0, "epochs": 4, "checkpoint_every": 3}
+        first = run_toy(tmp_path, **options)
+        log = losses(tmp_path)
+        if not finished:
+            shutil.rmtree(tmp_path / "checkpoints" / f"step-{first.steps:08d}")
+            (tmp_path / "summary.json").unlink()
+        with pytest.warns(UserWarning, match=r"the run has 7 steps and keeps them; .* 4 would be 9"):
+            assert run_toy(tmp_path, ToyRecipe(ToyData(scene_count=9)), **options).steps == first.steps == 7
+        assert len(losses(tmp_path)) == 7
+        assert losses(tmp_path)[:6] == log[:6]
+
     def test_validation_samples(self, tmp_path):
         class Counting(ToyRecipe):
             def evaluate(self, batches):

@@ -358,6 +358,7 @@ class _Run(Generic[B]):
             self.trainable.load_state_dict(checkpoint.tensors["model"])
             load_optimizer_tensors(self.optimizer, checkpoint.tensors["optimizer"])
             self.step, self.skips_in_a_row = checkpoint.state["step"], checkpoint.state["skips_in_a_row"]
+            self._keep_steps(checkpoint.state.get("steps", self.steps))
         else:
             reseed(self.config.seed, SETUP, self.fabric.global_rank)
             batches = self.loader.steps("train", 0, self.config.setup_batches)
@@ -366,6 +367,16 @@ class _Run(Generic[B]):
         if self.average and found is not None:
             self.average.restore(checkpoint.tensors["average"], checkpoint.state["averaged"])
         return found is not None
+
+    def _keep_steps(self, steps: int) -> None:
+        """A run has the number of steps that it began with, even if there are other scenes now."""
+        if steps != self.steps and self.main:
+            warnings.warn(
+                f"the run has {steps} steps and keeps them; with the scenes that are there now --train.epochs "
+                f"{self.config.epochs:g} would be {self.steps}: to train so long, begin another run",
+                stacklevel=2,
+            )
+        self.steps = steps
 
     def _save(self) -> None:
         if self.main:
@@ -378,6 +389,7 @@ class _Run(Generic[B]):
                 tensors["encoder"] = single(prefixed(tensors.get("average", model), "student"))
             state = {
                 "step": self.step,
+                "steps": self.steps,
                 "skips_in_a_row": self.skips_in_a_row,
                 "averaged": self.average.updates if self.average else 0,
                 "environment": self._environment(),

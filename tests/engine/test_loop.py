@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import signal
 import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from safetensors.torch import load_file
 from engine.toys import Clouds, ToyData, ToyRecipe, ToyScene, losses, run_toy, toy_config
 from splatlearn.engine.checkpoint import RunFolder, load_encoder, newest_checkpoint
 from splatlearn.engine.logs import JsonLines
-from splatlearn.engine.loop import train
+from splatlearn.engine.loop import Terminated, train
 from splatlearn.engine.summary import Summary
 from splatlearn.engine.trainable import Progress, Step
 from splatlearn.errors import BadData, ConfigError, UserError
@@ -210,6 +212,24 @@ class TestStart:
         assert (again.metrics, again.loss, losses(run)) == (whole.metrics, whole.loss, losses(tmp_path / "whole"))
         last = list(JsonLines(run / "log.jsonl").records())[-1]
         assert last["validation"] == whole.metrics
+
+    @pytest.mark.parametrize("when", ["forward", "evaluate"])
+    def test_a_signal_in_the_last_step_or_evaluation_is_obeyed(self, tmp_path, when):
+        recipe, evaluations = ToyRecipe(ToyData()), []
+        work, evaluate = getattr(recipe, when), recipe.evaluate
+
+        def signalled(*given: object):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return work(*given)
+
+        recipe.evaluate = lambda batches: evaluations.append(1) or evaluate(batches)  # type: ignore[method-assign]
+        setattr(recipe, when, signalled)
+        with pytest.raises(Terminated, match="stopped by SIGTERM after step 1, checkpoint saved") as caught:
+            run_toy(tmp_path, recipe, steps=1)
+        assert caught.value.code == 143
+        assert not evaluations, "the last evaluation is left to who continues"
+        assert (tmp_path / "summary.json").exists() == (when == "evaluate")
+        assert run_toy(tmp_path, ToyRecipe(ToyData()), steps=1).metrics.keys() == {"val_error"}
 
     def test_what_the_last_evaluation_decides_is_saved(self, tmp_path):
         class Deciding(ToyRecipe):

@@ -130,7 +130,12 @@ def train(
             warnings.warn(told, stacklevel=2)
     with folder.lock, deterministic(config.deterministic), Termination() as termination:
         on_main(fabric, lambda: folder.claim(resume))
-        return _Run(trainable, config, folder, fabric, show, termination).complete()
+        summary = _Run(trainable, config, folder, fabric, show, termination).complete()
+        if termination.received:  # after the last step; whoever called is to stop, too
+            terminated = Terminated(summary.steps, folder.path)
+            Display(summary.steps, active=show and fabric.is_global_zero).message(str(terminated))
+            raise terminated
+        return summary
 
 
 class _Run(Generic[B]):
@@ -208,7 +213,7 @@ class _Run(Generic[B]):
                 self._record(line, display, trackers)
                 if self.terminating or self._due(self.config.checkpoint_every):
                     self._save()
-                if self.terminating and self.step < self.steps:
+                if self.terminating:
                     terminated = Terminated(self.step, self.folder.path)
                     display.message(str(terminated))
                     raise terminated

@@ -318,6 +318,18 @@ class TestOptions:
         assert len(losses(tmp_path)) == 7
         assert losses(tmp_path)[:6] == log[:6]
 
+    def test_a_metric_that_is_not_finite(self, tmp_path):
+        class Odd(ToyRecipe):
+            def evaluate(self, batches):
+                return {"val_error": 1.5, "val_odd": math.inf}
+
+        summary = run_toy(tmp_path, Odd(ToyData()), steps=1)
+        assert str(summary).splitlines()[1:] == ["  val_error  1.5", "  val_odd    -"]
+        assert math.isnan(summary.metrics["val_odd"])
+        text = (tmp_path / "summary.json").read_text()
+        assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {"val_error": 1.5, "val_odd": None}
+        assert str(run_toy(tmp_path, Odd(ToyData()), steps=1)) == str(summary)
+
     def test_validation_samples(self, tmp_path):
         class Counting(ToyRecipe):
             def evaluate(self, batches):

@@ -231,14 +231,18 @@ class TestStart:
         assert (tmp_path / "summary.json").exists() == (when == "evaluate")
         assert run_toy(tmp_path, ToyRecipe(ToyData()), steps=1).metrics.keys() == {"val_error"}
 
-    def test_what_the_last_evaluation_decides_is_saved(self, tmp_path):
+    @pytest.mark.parametrize("ema", [0, 0.9])
+    def test_what_the_last_evaluation_decides_is_saved(self, tmp_path, ema):
         class Deciding(ToyRecipe):
             def evaluate(self, batches):
                 self.shift.fill_(7)
                 return super().evaluate(batches)
 
-        run_toy(tmp_path, Deciding(ToyData()), steps=2, ema=0, keep=1)
-        assert float(load_file(newest_checkpoint(tmp_path / "checkpoints") / "model.safetensors")["shift"][0]) == 7
+        run_toy(tmp_path, recipe := Deciding(ToyData()), steps=2, ema=ema, keep=1)
+        for name in ("model", "average") if ema else ("model",):
+            saved = load_file(newest_checkpoint(tmp_path / "checkpoints") / f"{name}.safetensors")
+            assert saved["shift"].tolist() == 3 * [7]
+        assert recipe.shift.tolist() == 3 * [7]
         assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 

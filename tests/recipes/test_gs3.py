@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from data.recording_maker import write_seven_scenes
 from splatlearn.data.sampling import draw_mask
-from splatlearn.data.scene import Source
+from splatlearn.data.scene import Rejected, Source
 from splatlearn.encoders.base import calibrate
 from splatlearn.engine.checkpoint import load_encoder
 from splatlearn.engine.loop import train
@@ -64,6 +64,10 @@ class TestSample:
         valid, visible = batch.frames["depth"] > 0, batch.frames["visible"]
         assert not (visible & ~valid).any()
         assert torch.equal(visible.flatten(1).sum(1), (0.5 * valid.flatten(1).sum(1)).round().long())
+
+    def test_a_view_without_visible_points_is_drawn_again(self):
+        with pytest.raises(Rejected, match=r"no visible point \(.*mask_ratio 0\.9999\)"):
+            batch_of(job(mask_ratio=0.9999).build(), samples=1)
 
     def test_sampling_is_a_function_of_the_generator(self, batch):
         again = batch_of(job().build())

@@ -17,7 +17,7 @@ from torch import Tensor
 from splatlearn.config import require
 from splatlearn.data.augment import rotate_frames
 from splatlearn.data.sampling import draw_mask, draw_views, split_scenes
-from splatlearn.data.scene import Scene, Source, require_known
+from splatlearn.data.scene import Rejected, Scene, Source, require_known
 from splatlearn.encoders.base import PointEncoder, calibrate
 from splatlearn.engine import plots
 from splatlearn.engine.trainable import Progress, Recipe, Step
@@ -161,10 +161,13 @@ class GS3Data:
         )
         targets = rotate_frames(drawn.frames, rng) if self.augment and config.rotate else drawn.frames
         inputs = targets.rows(torch.arange(config.views))
+        visible = draw_mask(inputs["depth"] > 0, config.mask_ratio, rng)
+        if not visible.flatten(1).any(1).all():
+            raise Rejected("no visible point", f"{drawn.name}: in some view, with mask_ratio {config.mask_ratio:g}")
         return Views(
             names=(drawn.name,),
             frames=inputs.with_attributes(
-                visible=draw_mask(inputs["depth"] > 0, config.mask_ratio, rng),
+                visible=visible,
                 order=torch.from_numpy(rng.permutation(config.views)),
             ),
             targets=targets.with_attributes(novel=torch.arange(len(targets)) >= config.views),

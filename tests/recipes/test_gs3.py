@@ -277,6 +277,22 @@ class TestErrors:
             "gs3", preset="tiny", data=str(tmp_path), data_options=unknown, recipe_options={"rotate": False}
         ).build()
         assert len(still.data.scenes(split)["all"]) == 1
+        high = plan(
+            "gs3",
+            preset="tiny",
+            data=str(tmp_path),
+            data_options=unknown,
+            recipe_options={"rotate": False},
+            encoder="sparse_unet.tiny",
+            encoder_options={"inputs": ["height"]},
+        ).build()
+        with pytest.raises(BadData, match="the encoder takes the height .* the up axis of attic is unknown"):
+            high.data.scenes(split)
+
+    def test_an_encoder_of_what_frames_do_not_have(self):
+        made = plan("gs3", preset="tiny", encoder="sparse_unet.tiny", encoder_options={"inputs": ["color", "normal"]})
+        with pytest.raises(ConfigError, match="gs3 gives points color and height, the encoder takes normal too"):
+            made.build()
 
     def test_whose_weights_the_loss_was_made_with(self, tmp_path):
         from splatlearn.losses.vgg import _expected

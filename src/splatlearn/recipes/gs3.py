@@ -21,6 +21,7 @@ from splatlearn.data.scene import Rejected, Scene, Source, require_known
 from splatlearn.encoders.base import PointEncoder, calibrate
 from splatlearn.engine import plots
 from splatlearn.engine.trainable import Progress, Recipe, Step
+from splatlearn.errors import ConfigError
 from splatlearn.heads.decoder import FeatureDecoder
 from splatlearn.heads.epipolar import EpipolarConfig, EpipolarTransformer, view_pairs
 from splatlearn.heads.gaussians import DepthConfig, DepthHead, OffsetConfig, OffsetHead
@@ -30,6 +31,8 @@ from splatlearn.splatting.baselines import BASELINES
 from splatlearn.splatting.render import Rendering, RenderOptions, render
 from splatlearn.structures import Batch, Frames, Gaussians, Points
 
+INPUTS = ("color", "height")
+"""What an encoder can take of the points of a frame."""
 GATE = 0.1
 """What the transformer's output is first weighed with beside the encoder's own features, a learned factor a channel
 (as LayerScale in CaiT; our default): training starts from features that are not yet mixed with noise."""
@@ -129,11 +132,13 @@ class GS3Data:
         source: where the recordings are.
         config: the recipe's settings.
         augment: whether to rotate the world.
+        height: whether the encoder takes the height of a point.
     """
 
     source: Source
     config: GS3Config
     augment: bool
+    height: bool = False
 
     def scenes(self, split: str) -> Mapping[str, Sequence[Scene]]:
         """Recordings of `train` or `val`; of fewer than five, the last fifth of each. Up and unit must be known."""
@@ -141,6 +146,8 @@ class GS3Data:
         require_known(scenes, "metric", "gs3 places Gaussians in metres")
         if self.config.rotate:
             require_known(scenes, "up", "gs3 turns scenes about the vertical (--recipe.rotate false: it does not)")
+        if self.height:
+            require_known(scenes, "up", "the encoder takes the height (--encoder.inputs without it: it does not)")
         return {"all": split_scenes(scenes, split)}
 
     def shares(self) -> Mapping[str, float]:
@@ -189,8 +196,13 @@ class GS3(Recipe[Views]):
     def __init__(self, config: GS3Config, *, student: PointEncoder, source: Source) -> None:
         super().__init__()
         self.config = config
-        self.data = GS3Data(source=source, config=config, augment=True)
-        self.validation = GS3Data(source=source, config=config, augment=False)
+        if missing := [name for name in student.config.inputs if name not in INPUTS]:
+            raise ConfigError(
+                f"--encoder.inputs: gs3 gives points {' and '.join(INPUTS)}, the encoder takes {', '.join(missing)} too"
+            )
+        height = "height" in student.config.inputs
+        self.data = GS3Data(source=source, config=config, augment=True, height=height)
+        self.validation = GS3Data(source=source, config=config, augment=False, height=height)
         self.student = student.requires_grad_(not config.freeze_student)
         self.decoder = FeatureDecoder(student.channels[0], config.width)
         self.epipolar = EpipolarTransformer(config.transformer) if config.cross_view else None

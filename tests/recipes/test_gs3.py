@@ -237,6 +237,7 @@ class TestErrors:
             ({"views": 4}, "views: 2 or 3 are allowed, got 4"),
             ({"mask_ratio": 1.0}, r"mask_ratio: a share in \[0, 1\)"),
             ({"size": (8, 8)}, "size: at least 16x16 pixels"),
+            ({"size": (100, 80)}, r"size: image sides must be multiples of .*, got 100x80; the nearest is"),
             ({"gap": 0}, "gap: 1 or more raw frames are needed, got 0"),
             ({"gap": -5}, "gap: 1 or more"),
             ({"min_overlap": 2.0}, r"min_overlap: a share in \[0, 1\]"),

@@ -84,8 +84,10 @@ class GS3Config:
     render: RenderOptions = RenderOptions()
 
     def __post_init__(self) -> None:
+        misfit = self.epipolar.misfit(*self.size) if self.cross_view else ""
         require(
             {
+                f"size: {misfit}": not misfit,
                 f"views: 2 or 3 are allowed, got {self.views}": self.views in (2, 3),
                 f"size: at least 16x16 pixels are needed, got {self.size[0]}x{self.size[1]}": min(self.size) >= 16,
                 f"gap: 1 or more raw frames are needed, got {self.gap}": self.gap >= 1,

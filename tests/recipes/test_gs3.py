@@ -287,7 +287,7 @@ class TestErrors:
             encoder="sparse_unet.tiny",
             encoder_options={"inputs": ["height"]},
         ).build()
-        with pytest.raises(BadData, match="the encoder takes the height .* the up axis of attic is unknown"):
+        with pytest.raises(BadData, match=r"the encoder takes the height .* the up axis of attic is unknown"):
             high.data.scenes(split)
 
     def test_an_encoder_of_what_frames_do_not_have(self):

@@ -64,7 +64,6 @@ class EpipolarConfig:
             }
         )
 
-
     def misfit(self, width: int, height: int) -> str:
         """What is wrong with the sides of an image; empty where nothing is."""
         step = self.downscale * self.image.patch

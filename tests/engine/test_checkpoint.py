@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -10,12 +11,14 @@ import torch
 import yaml
 
 from engine.toys import ToyEncoder, ToyEncoderConfig
+from splatlearn.engine import checkpoint
 from splatlearn.engine.checkpoint import (
     RunFolder,
     describe_encoder,
     load_checkpoint,
     load_encoder,
     newest_checkpoint,
+    recover,
     save_checkpoint,
     warn_about_changes,
 )
@@ -55,6 +58,22 @@ class TestCheckpoint:
         assert newest_checkpoint(tmp_path).name == "step-00000005"
         save(tmp_path, 10)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "step-00000010"]
+
+    @pytest.mark.parametrize("kill", ["rename", "rmtree"])
+    def test_killed_while_the_only_one_takes_its_own_place(self, tmp_path, monkeypatch, kill):
+        def killed(*_: object):
+            raise KeyboardInterrupt
+
+        save(tmp_path, 10, keep=1)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            hide = checkpoint._hide
+            patch.setattr(checkpoint, "_hide", lambda path: (hide(path), killed()) if kill == "rename" else hide(path))
+            patch.setattr(shutil, "rmtree", killed)
+            save(tmp_path, 10, keep=1)
+        recover(tmp_path)
+        assert newest_checkpoint(tmp_path).name == "step-00000010"
+        save(tmp_path, 10, keep=1)
+        assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
 
     def test_none(self, tmp_path):
         assert newest_checkpoint(tmp_path / "checkpoints") is None
@@ -171,6 +190,13 @@ class TestRunFolder:
             folder.lock.take()
             with pytest.raises(UserError, match="another process runs here"):
                 other.take()
+
+    def test_a_hidden_checkpoint_is_found_again(self, tmp_path):
+        begin(self.make(tmp_path))
+        path = save(tmp_path / "checkpoints", 3)
+        path.rename(path.with_name(f".{path.name}.tmp"))
+        begin(self.make(tmp_path))
+        assert newest_checkpoint(tmp_path / "checkpoints") == path
 
     def test_without_locks_of_the_system(self, tmp_path, monkeypatch):
         monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError("no locks available")))

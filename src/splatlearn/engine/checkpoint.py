@@ -153,6 +153,21 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def recover(folder: Path) -> None:
+    """Gives whole checkpoints their names back that a kill left hidden; only for the process that writes here.
+
+    One of a step that is saved again is hidden before the new one has its name.
+    """
+    for hidden in sorted(folder.glob(".step-*.tmp"), reverse=True):  # of one step, the new one before the old one
+        final = folder / hidden.name.split(".")[1]
+        try:
+            check(hidden)
+        except Damaged:
+            continue
+        if not final.exists():
+            hidden.rename(final)
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -227,13 +242,14 @@ class RunFolder:
         return FolderLock(self.path)
 
     def claim(self, resume: Literal["auto", "never"]) -> None:
-        """Locks the folder if it is there, and checks it.
+        """Locks the folder if it is there, brings back what a kill left hidden, and checks it.
 
         Raises:
             UserError: as `check`, or another process runs here.
         """
         if self.path.is_dir():
             self.lock.take()
+            recover(self.checkpoints)
         self.check(resume)
 
     def check(self, resume: Literal["auto", "never"]) -> None:

@@ -238,6 +238,12 @@ def test_a_run_without_a_checkpoint_is_no_encoder(finished, tmp_path, capsys):
         ({"formulation": "depth"}, ()),
         ({"depth.per_point": 2}, ("--recipe.depth has no effect: formulation is offset",)),
         ({"cross_view": False, "feature_skip": False}, ("--recipe.feature_skip has no effect: cross_view is off",)),
+        ({"offset.rotate_sh": False}, ("--recipe.offset.rotate_sh has no effect: sh_degree is 0",)),
+        ({"offset.rotate_sh": False, "offset.sh_degree": 1}, ()),
+        (
+            {"formulation": "depth", "depth.opacity_exponent": 2},
+            ("--recipe.depth.opacity_exponent has no effect: opacity is normalized",),
+        ),
         ({"lpips_weights": "vgg.pth"}, ("--recipe.lpips_weights has no effect: lpips is 0",)),
     ],
 )

@@ -51,7 +51,7 @@ class GS3Config:
         mask_ratio: share of the points hidden from the encoder; Gaussians come from visible ones (GS3 3.4: 0.5).
         rotate: turn cloud and cameras together: camera axes within pi/64, up by any angle (GS3 4).
         width: channels of the per-point output for the heads (GS3 4: 128).
-        epipolar: sizes of the transformer across views; its `width` is `width`, its `views` is `views`.
+        epipolar: sizes of the transformer across views; its `width` and `views` become those of this config.
         cross_view: whether views see each other at all (GS3: yes; off for ablation).
         feature_skip: add the encoder's own full-resolution features after the transformer, which works on a grid four
             times coarser (our default; pixelSplat adds features of the raw image, which leaks colour past the encoder).
@@ -97,20 +97,21 @@ class GS3Config:
                 f"lpips: zero or more is needed, got {self.lpips}": 0 <= self.lpips < inf,
             }
         )
+        object.__setattr__(self, "epipolar", replace(self.epipolar, width=self.width, views=self.views))
 
     def idle(self) -> dict[str, str]:
         """Settings that have no effect beside the others, each with the reason."""
-        reasons = {"depth" if self.formulation == "offset" else "offset": f"formulation is {self.formulation}"}
+        used, unused = ("offset", "depth") if self.formulation == "offset" else ("depth", "offset")
+        reasons = {unused: f"formulation is {self.formulation}"}
+        if getattr(self, used).sh_degree == 0:
+            reasons[f"{used}.rotate_sh"] = "sh_degree is 0"
+        if used == "depth" and self.depth.opacity == "normalized":
+            reasons["depth.opacity_exponent"] = "opacity is normalized"
         if not self.cross_view:
             reasons |= dict.fromkeys(("epipolar", "feature_skip"), "cross_view is off")
         if not self.lpips:
             reasons["lpips_weights"] = "lpips is 0"
         return reasons
-
-    @property
-    def transformer(self) -> EpipolarConfig:
-        """The epipolar sizes, with this recipe's width and number of views."""
-        return replace(self.epipolar, width=self.width, views=self.views)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -207,7 +208,7 @@ class GS3(Recipe[Views]):
         self.validation = GS3Data(source=source, config=config, augment=False, height=height)
         self.student = student.requires_grad_(not config.freeze_student)
         self.decoder = FeatureDecoder(student.channels[0], config.width)
-        self.epipolar = EpipolarTransformer(config.transformer) if config.cross_view else None
+        self.epipolar = EpipolarTransformer(config.epipolar) if config.cross_view else None
         skip = config.cross_view and config.feature_skip
         self.gate = torch.nn.Parameter(torch.full((config.width,), GATE)) if skip else 1.0
         self.head = (

@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -228,7 +229,7 @@ def plan(
 def _idle(config: Any, preset: Any) -> tuple[str, ...]:
     """Sentences about settings of a recipe that differ from its preset and have no effect; configs may have `idle`."""
     reasons = config.idle() if hasattr(config, "idle") else {}
-    given = {name: reason for name, reason in reasons.items() if getattr(config, name) != getattr(preset, name)}
+    given = {name: reason for name, reason in reasons.items() if attrgetter(name)(config) != attrgetter(name)(preset)}
     return tuple(f"--recipe.{name} has no effect: {reason}" for name, reason in given.items())
 
 

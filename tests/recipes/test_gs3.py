@@ -91,8 +91,7 @@ class TestRendering:
         step = recipe(batch_of(recipe), START)
         sum(step.losses.values()).backward()
         still = [name for name, p in recipe.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-        other = "epipolar.view_code"
-        assert [name for name in still if not name.startswith(other)] == []
+        assert still == []
         assert all(torch.isfinite(p.grad).all() for p in recipe.parameters() if p.grad is not None)
 
     def test_gaussians_come_from_visible_points_only(self):
@@ -124,7 +123,10 @@ class TestRendering:
         recipe = job(views=3, in_between=False, gap=2).build()
         batch = batch_of(recipe)
         assert batch.frames.counts == (3, 3)
-        assert torch.isfinite(recipe(batch, START).losses["mse"])
+        loss = recipe(batch, START).losses["mse"]
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert (recipe.epipolar.view_code.weight.grad.abs().sum(1) > 0).all(), "the other views are told apart"
 
     def test_a_frozen_student_does_not_change(self):
         recipe = job(freeze_student=True).build()
@@ -262,6 +264,12 @@ class TestErrors:
     def test_values_of_parts_out_of_range(self, options, message):
         with pytest.raises(ConfigError, match=message):
             plan("gs3", preset="tiny", recipe_options=options)
+
+    def test_what_is_recorded_of_the_transformer_is_used(self):
+        made = job(views=3, in_between=False, epipolar={"width": 64, "views": 5})
+        recorded = made.settings["recipe_options"]["epipolar"]
+        assert (recorded["width"], recorded["views"]) == (32, 3)
+        assert made.build().epipolar.config == made.config.epipolar
 
     def test_all_wrong_values_are_told_together(self):
         with pytest.raises(ConfigError, match=r"gap: .*; width: "):

@@ -232,7 +232,7 @@ def _from_file(path: str, known: Mapping[str, Parameter], problems: list[str]) -
         if options in known and option:
             given = merge(given, {options: {option: value}})
         elif options in known and isinstance(value, Mapping):
-            if head in known and set(value) <= {"name", "options"}:
+            if head in known and set(value) <= {"name", "options", "weights"}:  # weights: what lay there then
                 given[head], value = value.get("name"), value.get("options") or {}
             given = merge(given, {options: value})
         elif key in known:

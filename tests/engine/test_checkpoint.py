@@ -1,19 +1,24 @@
 """Checkpoints are whole or refused by name; run folders belong to one configuration."""
 
+import fcntl
 import json
+import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 import yaml
 
 from engine.toys import ToyEncoder, ToyEncoderConfig
+from splatlearn.engine import checkpoint
 from splatlearn.engine.checkpoint import (
     RunFolder,
     describe_encoder,
     load_checkpoint,
     load_encoder,
     newest_checkpoint,
+    recover,
     save_checkpoint,
     warn_about_changes,
 )
@@ -54,6 +59,22 @@ class TestCheckpoint:
         save(tmp_path, 10)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "step-00000010"]
 
+    @pytest.mark.parametrize("kill", ["rename", "rmtree"])
+    def test_killed_while_the_only_one_takes_its_own_place(self, tmp_path, monkeypatch, kill):
+        def killed(*_: object):
+            raise KeyboardInterrupt
+
+        save(tmp_path, 10, keep=1)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            hide = checkpoint._hide
+            patch.setattr(checkpoint, "_hide", lambda path: (hide(path), killed()) if kill == "rename" else hide(path))
+            patch.setattr(shutil, "rmtree", killed)
+            save(tmp_path, 10, keep=1)
+        recover(tmp_path)
+        assert newest_checkpoint(tmp_path).name == "step-00000010"
+        save(tmp_path, 10, keep=1)
+        assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
+
     def test_none(self, tmp_path):
         assert newest_checkpoint(tmp_path / "checkpoints") is None
 
@@ -90,37 +111,43 @@ class TestDamage:
 SETTINGS = {"recipe": "toy", "size": (4, 3), "train": {"steps": 3, "learning_rate": 1e-5, "workers": 0}}
 
 
+def begin(folder: RunFolder) -> None:
+    with folder.lock:
+        folder.claim("auto")
+        folder.begin()
+
+
 class TestRunFolder:
     def make(self, path: Path, **train: object) -> RunFolder:
         return RunFolder(path, {**SETTINGS, "train": {**SETTINGS["train"], **train}})
 
     def test_config_comes_back(self, tmp_path):
         folder = self.make(tmp_path / "a" / "run")
-        folder.check("never")
-        folder.begin()
+        with folder.lock:
+            folder.claim("never")
+            folder.begin()
         stored = yaml.safe_load((folder.path / "config.yaml").read_text())
         assert stored == {**SETTINGS, "size": [4, 3]}
         folder.check("auto")
 
     def test_never(self, tmp_path):
-        self.make(tmp_path).begin()
+        begin(self.make(tmp_path))
         self.make(tmp_path).check("never")  # nothing to continue yet
         (tmp_path / "log.jsonl").write_text("{}\n")
         with pytest.raises(UserError, match=r"the run exists and --resume is never"):
             self.make(tmp_path).check("never")
 
     def test_diff(self, tmp_path):
-        self.make(tmp_path).begin()
+        begin(self.make(tmp_path))
         (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
         self.make(tmp_path, workers=4).check("auto")
         with pytest.raises(UserError, match=r"train\.learning_rate: 1e-05 -> 0\.1\n  train\.steps: 3 -> 4"):
             self.make(tmp_path, steps=4, learning_rate=0.1).check("auto")
 
     def test_settings_of_a_run_that_never_began_are_replaced(self, tmp_path):
-        self.make(tmp_path).begin()
+        begin(self.make(tmp_path))
         other = self.make(tmp_path, steps=4)
-        other.check("auto")
-        other.begin()
+        begin(other)
         assert yaml.safe_load((tmp_path / "config.yaml").read_text())["train"]["steps"] == 4
 
     @pytest.mark.parametrize("text", ["a: 1", "train: {}"])
@@ -130,6 +157,52 @@ class TestRunFolder:
             (tmp_path / "thesis.tex").write_text("years of work")
         with pytest.raises(UserError, match="another configuration"):
             self.make(tmp_path).check("auto")
+
+    def test_one_process_at_a_time(self, tmp_path):
+        first, second = self.make(tmp_path), self.make(tmp_path)
+        with first.lock:
+            first.claim("auto")
+            with pytest.raises(UserError, match="another process runs here"), second.lock:
+                second.claim("auto")
+            assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        assert not list(tmp_path.iterdir())
+        begin(second)
+
+    def test_of_two_that_begin_one_makes_the_folder(self, tmp_path):
+        first, second = self.make(tmp_path / "run"), self.make(tmp_path / "run")
+        with first.lock, second.lock:
+            first.claim("auto")
+            second.claim("auto")
+            first.begin()
+            with pytest.raises(UserError, match="another process began here meanwhile"):
+                second.begin()
+
+    def test_a_lock_whose_file_its_holder_removed_keeps_nobody_out(self, tmp_path, monkeypatch):
+        flock, folder = fcntl.flock, self.make(tmp_path)
+
+        def late(file, operation):
+            monkeypatch.setattr(fcntl, "flock", flock)
+            (tmp_path / ".lock").unlink()
+            flock(file, operation)
+
+        monkeypatch.setattr(fcntl, "flock", late)
+        with folder.lock, self.make(tmp_path).lock as other:
+            folder.lock.take()
+            with pytest.raises(UserError, match="another process runs here"):
+                other.take()
+
+    def test_a_hidden_checkpoint_is_found_again(self, tmp_path):
+        begin(self.make(tmp_path))
+        path = save(tmp_path / "checkpoints", 3)
+        path.rename(path.with_name(f".{path.name}.tmp"))
+        begin(self.make(tmp_path))
+        assert newest_checkpoint(tmp_path / "checkpoints") == path
+
+    def test_without_locks_of_the_system(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError("no locks available")))
+        with pytest.warns(UserWarning, match=r"cannot be locked \(no locks available\)"):
+            begin(self.make(tmp_path))
+        assert (tmp_path / "config.yaml").exists()
 
     def test_not_a_run(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("years of work")

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import signal
 import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from safetensors.torch import load_file
 from engine.toys import Clouds, ToyData, ToyRecipe, ToyScene, losses, run_toy, toy_config
 from splatlearn.engine.checkpoint import RunFolder, load_encoder, newest_checkpoint
 from splatlearn.engine.logs import JsonLines
-from splatlearn.engine.loop import train
+from splatlearn.engine.loop import Terminated, train
 from splatlearn.engine.summary import Summary
 from splatlearn.engine.trainable import Progress, Step
 from splatlearn.errors import BadData, ConfigError, UserError
@@ -137,6 +139,14 @@ class TestRun:
         with pytest.raises(UserError, match=r"train\.learning_rate: 0\.01 -> 0\.5"):
             run_toy(run, learning_rate=0.5)
 
+    def test_a_finished_run_without_checkpoints_is_kept(self, finished, tmp_path):
+        run = tmp_path / "run"
+        shutil.copytree(finished[0], run, ignore=shutil.ignore_patterns("checkpoints"))
+        log = (run / "log.jsonl").read_bytes()
+        with pytest.raises(UserError, match="the run is finished, but its checkpoints are gone"):
+            run_toy(run, evaluate_every=5)
+        assert (run / "log.jsonl").read_bytes() == log
+
     def test_global_state_is_given_back(self, finished):
         assert not torch.are_deterministic_algorithms_enabled()
 
@@ -153,9 +163,38 @@ class TestStart:
             run_toy(tmp_path / "run", recipe)
         assert not (tmp_path / "run").exists()
 
+    def test_a_log_is_cut_only_by_a_run_that_can_begin(self, tmp_path):
+        run_toy(tmp_path, steps=2)
+        for name in ("summary.json", "checkpoints"):
+            (tmp_path / name).rename(tmp_path / f"{name}.tmp")
+        recipe = ToyRecipe(ToyData())
+        recipe.validation = Short()
+        with pytest.raises(UserError, match="too short"):
+            run_toy(tmp_path, recipe, steps=2)
+        assert len(losses(tmp_path)) == 2
+
+    @pytest.mark.parametrize("new", [True, False])
+    def test_one_process_at_a_time(self, tmp_path, new):
+        run = tmp_path / "run"
+        if not new:
+            run_toy(run, steps=2)
+
+        class Twice(ToyRecipe):
+            def evaluate(self, batches):
+                with pytest.raises(UserError, match="another process runs here"):
+                    run_toy(run, steps=2)
+                return super().evaluate(batches)
+
+        (run / "summary.json").unlink(missing_ok=True)
+        run_toy(run, Twice(ToyData(rejecting=0.2)), steps=2)
+        assert len(losses(run)) == 2
+        assert not (run / ".lock").exists()
+
     def test_settings_of_a_run_that_never_began_bind_nobody(self, tmp_path):
         settings = {"recipe": "toy", "encoder": "toy", "data": {"name": "toy"}, "train": {"steps": 99}}
-        RunFolder(tmp_path, settings).begin()
+        with (folder := RunFolder(tmp_path, settings)).lock:
+            folder.claim("auto")
+            folder.begin()
         assert run_toy(tmp_path, steps=2, resume="never").steps == 2
         assert yaml.safe_load((tmp_path / "config.yaml").read_text())["train"]["steps"] == 2
 
@@ -174,14 +213,36 @@ class TestStart:
         last = list(JsonLines(run / "log.jsonl").records())[-1]
         assert last["validation"] == whole.metrics
 
-    def test_what_the_last_evaluation_decides_is_saved(self, tmp_path):
+    @pytest.mark.parametrize("when", ["forward", "evaluate"])
+    def test_a_signal_in_the_last_step_or_evaluation_is_obeyed(self, tmp_path, when):
+        recipe, evaluations = ToyRecipe(ToyData()), []
+        work, evaluate = getattr(recipe, when), recipe.evaluate
+
+        def signalled(*given: object):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return work(*given)
+
+        recipe.evaluate = lambda batches: evaluations.append(1) or evaluate(batches)  # type: ignore[method-assign]
+        setattr(recipe, when, signalled)
+        with pytest.raises(Terminated, match="stopped by SIGTERM after step 1, checkpoint saved") as caught:
+            run_toy(tmp_path, recipe, steps=1)
+        assert caught.value.code == 143
+        assert not evaluations, "the last evaluation is left to who continues"
+        assert (tmp_path / "summary.json").exists() == (when == "evaluate")
+        assert run_toy(tmp_path, ToyRecipe(ToyData()), steps=1).metrics.keys() == {"val_error"}
+
+    @pytest.mark.parametrize("ema", [0, 0.9])
+    def test_what_the_last_evaluation_decides_is_saved(self, tmp_path, ema):
         class Deciding(ToyRecipe):
             def evaluate(self, batches):
                 self.shift.fill_(7)
                 return super().evaluate(batches)
 
-        run_toy(tmp_path, Deciding(ToyData()), steps=2, ema=0, keep=1)
-        assert float(load_file(newest_checkpoint(tmp_path / "checkpoints") / "model.safetensors")["shift"][0]) == 7
+        run_toy(tmp_path, recipe := Deciding(ToyData()), steps=2, ema=ema, keep=1)
+        for name in ("model", "average") if ema else ("model",):
+            saved = load_file(newest_checkpoint(tmp_path / "checkpoints") / f"{name}.safetensors")
+            assert saved["shift"].tolist() == 3 * [7]
+        assert recipe.shift.tolist() == 3 * [7]
         assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
@@ -247,6 +308,31 @@ class TestOptions:
 
     def test_epochs(self, tmp_path):
         assert run_toy(tmp_path, steps=0, epochs=1.2).steps == 2  # 7 scenes, 4 a step
+
+    @pytest.mark.parametrize("finished", [True, False])
+    def test_a_run_keeps_its_steps_when_scenes_are_added(self, tmp_path, finished):
+        options = {"steps": 0, "epochs": 4, "checkpoint_every": 3}
+        first = run_toy(tmp_path, **options)
+        log = losses(tmp_path)
+        if not finished:
+            shutil.rmtree(tmp_path / "checkpoints" / f"step-{first.steps:08d}")
+            (tmp_path / "summary.json").unlink()
+        with pytest.warns(UserWarning, match=r"the run has 7 steps and keeps them; .* 4 would be 9"):
+            assert run_toy(tmp_path, ToyRecipe(ToyData(scene_count=9)), **options).steps == first.steps == 7
+        assert len(losses(tmp_path)) == 7
+        assert losses(tmp_path)[:6] == log[:6]
+
+    def test_a_metric_that_is_not_finite(self, tmp_path):
+        class Odd(ToyRecipe):
+            def evaluate(self, batches):
+                return {"val_error": 1.5, "val_odd": math.inf}
+
+        summary = run_toy(tmp_path, Odd(ToyData()), steps=1)
+        assert str(summary).splitlines()[1:] == ["  val_error  1.5", "  val_odd    -"]
+        assert math.isnan(summary.metrics["val_odd"])
+        text = (tmp_path / "summary.json").read_text()
+        assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {"val_error": 1.5, "val_odd": None}
+        assert str(run_toy(tmp_path, Odd(ToyData()), steps=1)) == str(summary)
 
     def test_validation_samples(self, tmp_path):
         class Counting(ToyRecipe):

@@ -1,5 +1,7 @@
 """Parameter groups, schedules against torch's own, averages."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -219,6 +221,20 @@ class TestConfig:
             TrainConfig(batch=0, warmup=1.5, keep=0, min_learning_rate=1.0, milestones=(0.5, 0.2), seed=-1)
         for name in ("batch", "warmup", "keep", "min_learning_rate", "milestones", "seed"):
             assert f"{name}:" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"rates": {"a": math.inf}},
+            {"rates": {"a": math.nan}},
+            {"betas": (0.9, 1.0)},
+            {"betas": (-0.1, 0.9)},
+            {"nesterov": True, "momentum": 0.0},
+        ],
+    )
+    def test_values_out_of_range(self, options):
+        with pytest.raises(ConfigError, match=f"{next(iter(options))}: .* needed"):
+            TrainConfig(**options)
 
     def test_options_round_trip(self):
         config = TrainConfig(rates={"*blocks*": 0.1}, milestones=(0.5,), betas=(0.9, 0.95))

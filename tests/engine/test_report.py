@@ -88,6 +88,16 @@ class TestReport:
         (run / "summary.json").write_text(json.dumps(summary))
         assert "val_odd" in write_report(run).read_text()
 
+    @pytest.mark.parametrize("name", ["val_psnr", "baseline/own_colour"])
+    def test_a_metric_that_is_not_finite_is_left_out(self, run, name):
+        summary = json.loads((run / "summary.json").read_text())
+        summary["metrics"][name] = None
+        (run / "summary.json").write_text(json.dumps(summary))
+        probe = {"encoder": "a", "probe": "linear", "metrics": {"miou": 40.0}}
+        page = write_report(run, probes=[probe, {**probe, "metrics": {"miou": None}}]).read_text()
+        assert all(text in page for text in ("40.0", "9.50"))
+        assert not re.search(r">\+?(nan|None)<", page)
+
 
 def test_probe_table_groups_by_origin_and_sorts_by_the_first_metric():
     made = [("run", "runs/a", 40.0), ("run", "runs/b", 44.0), ("random", "random:x", 30.0), ("raw", "raw", 35.0)]

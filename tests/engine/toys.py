@@ -20,7 +20,6 @@ from splatlearn.engine.loop import Summary, train
 from splatlearn.engine.runtime import is_main
 from splatlearn.engine.trainable import Progress, Recipe, Step, global_mean
 from splatlearn.ops.norm import PackedBatchNorm
-from splatlearn.ops.reduce import global_sum
 from splatlearn.registry import encoders
 from splatlearn.structures import Batch, Points, Tokens
 
@@ -128,7 +127,7 @@ class ToyRecipe(Recipe[Clouds]):
 
     def setup(self, batches: Iterable[Clouds]) -> None:
         colors = torch.cat([batch.points["color"] for batch in batches]).nan_to_num()
-        self.shift.copy_(global_sum(colors.sum(0)) / global_sum(torch.tensor(float(len(colors)))))
+        self.shift.copy_(torch.stack([global_mean(channel) for channel in colors.T]))
 
     def forward(self, batch: Clouds, progress: Progress) -> Step:
         time.sleep(self.pause)

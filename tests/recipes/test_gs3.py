@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from data.recording_maker import write_seven_scenes
 from splatlearn.data.sampling import draw_mask
-from splatlearn.data.scene import Source
+from splatlearn.data.scene import Rejected, Source
 from splatlearn.encoders.base import calibrate
 from splatlearn.engine.checkpoint import load_encoder
 from splatlearn.engine.loop import train
@@ -65,6 +65,10 @@ class TestSample:
         assert not (visible & ~valid).any()
         assert torch.equal(visible.flatten(1).sum(1), (0.5 * valid.flatten(1).sum(1)).round().long())
 
+    def test_a_view_without_visible_points_is_drawn_again(self):
+        with pytest.raises(Rejected, match=r"no visible point \(.*mask_ratio 0\.9999\)"):
+            batch_of(job(mask_ratio=0.9999).build(), samples=1)
+
     def test_sampling_is_a_function_of_the_generator(self, batch):
         again = batch_of(job().build())
         assert torch.equal(again.frames["visible"], batch.frames["visible"])
@@ -87,8 +91,7 @@ class TestRendering:
         step = recipe(batch_of(recipe), START)
         sum(step.losses.values()).backward()
         still = [name for name, p in recipe.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-        other = "epipolar.view_code"
-        assert [name for name in still if not name.startswith(other)] == []
+        assert still == []
         assert all(torch.isfinite(p.grad).all() for p in recipe.parameters() if p.grad is not None)
 
     def test_gaussians_come_from_visible_points_only(self):
@@ -120,7 +123,10 @@ class TestRendering:
         recipe = job(views=3, in_between=False, gap=2).build()
         batch = batch_of(recipe)
         assert batch.frames.counts == (3, 3)
-        assert torch.isfinite(recipe(batch, START).losses["mse"])
+        loss = recipe(batch, START).losses["mse"]
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert (recipe.epipolar.view_code.weight.grad.abs().sum(1) > 0).all(), "the other views are told apart"
 
     def test_a_frozen_student_does_not_change(self):
         recipe = job(freeze_student=True).build()
@@ -233,6 +239,7 @@ class TestErrors:
             ({"views": 4}, "views: 2 or 3 are allowed, got 4"),
             ({"mask_ratio": 1.0}, r"mask_ratio: a share in \[0, 1\)"),
             ({"size": (8, 8)}, "size: at least 16x16 pixels"),
+            ({"size": (100, 80)}, r"size: image sides must be multiples of .*, got 100x80; the nearest is"),
             ({"gap": 0}, "gap: 1 or more raw frames are needed, got 0"),
             ({"gap": -5}, "gap: 1 or more"),
             ({"min_overlap": 2.0}, r"min_overlap: a share in \[0, 1\]"),
@@ -258,6 +265,12 @@ class TestErrors:
         with pytest.raises(ConfigError, match=message):
             plan("gs3", preset="tiny", recipe_options=options)
 
+    def test_what_is_recorded_of_the_transformer_is_used(self):
+        made = job(views=3, in_between=False, epipolar={"width": 64, "views": 5})
+        recorded = made.settings["recipe_options"]["epipolar"]
+        assert (recorded["width"], recorded["views"]) == (32, 3)
+        assert made.build().epipolar.config == made.config.epipolar
+
     def test_all_wrong_values_are_told_together(self):
         with pytest.raises(ConfigError, match=r"gap: .*; width: "):
             GS3Config(gap=0, width=0)
@@ -273,6 +286,22 @@ class TestErrors:
             "gs3", preset="tiny", data=str(tmp_path), data_options=unknown, recipe_options={"rotate": False}
         ).build()
         assert len(still.data.scenes(split)["all"]) == 1
+        high = plan(
+            "gs3",
+            preset="tiny",
+            data=str(tmp_path),
+            data_options=unknown,
+            recipe_options={"rotate": False},
+            encoder="sparse_unet.tiny",
+            encoder_options={"inputs": ["height"]},
+        ).build()
+        with pytest.raises(BadData, match=r"the encoder takes the height .* the up axis of attic is unknown"):
+            high.data.scenes(split)
+
+    def test_an_encoder_of_what_frames_do_not_have(self):
+        made = plan("gs3", preset="tiny", encoder="sparse_unet.tiny", encoder_options={"inputs": ["color", "normal"]})
+        with pytest.raises(ConfigError, match="gs3 gives points color and height, the encoder takes normal too"):
+            made.build()
 
     def test_whose_weights_the_loss_was_made_with(self, tmp_path):
         from splatlearn.losses.vgg import _expected

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from splatlearn.encoders.base import PointEncoderConfig, calibrate
+from splatlearn.encoders.base import PointEncoderConfig, calibrate, stack_inputs
 from splatlearn.errors import UserError
 from splatlearn.structures import Points
 from splatlearn.tasks.base import LinearProbe, RawInputs, check_inputs, dense, resolve_encoder
@@ -63,6 +63,9 @@ class TestRawInputs:
         assert torch.equal(features.dense(), expected)
         torch.testing.assert_close(features.summary[1], expected[5:].mean(0))
         assert encoder.channels == (6,)
+
+    def test_of_no_points(self):
+        assert stack_inputs(cloud(0), ("color", "height")).shape == (0, 4)
 
 
 class TestCheckInputs:

@@ -35,7 +35,7 @@ def exported(folder, seed=0):
     """An encoder on disk as a run leaves it."""
     encoder = resolve_encoder("random:pointwise", {"width": 10}, seed=seed).encoder
     encoder.name = "pointwise"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     save_file(encoder.state_dict(), folder / "encoder.safetensors")
     (folder / "encoder.json").write_text(json.dumps(describe_encoder(encoder)))
     return folder
@@ -71,6 +71,14 @@ class TestEvaluate:
         assert result.origin == "run"
         assert (folder / "encoder.safetensors").read_bytes() == before
         assert (tmp_path / "probe" / "summary.json").exists()
+
+    def test_other_weights_are_another_probe(self, tmp_path):
+        folder = exported(tmp_path / "run")
+        first = run(encoder=str(folder), run=tmp_path / "probe", steps=1)
+        assert run(encoder=str(folder), run=tmp_path / "probe", steps=1) == first
+        exported(folder, seed=1)
+        with pytest.raises(UserError, match=r"weights: [0-9a-f]{64} -> [0-9a-f]{64}"):
+            run(encoder=str(folder), run=tmp_path / "probe", steps=1)
 
     def test_values_typed_in_words_continue_a_run(self, tmp_path):
         first = run(run=tmp_path / "probe", data_options={"scenes": 6})

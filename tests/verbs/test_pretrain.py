@@ -1,12 +1,14 @@
 """`pretrain` from the command line: a whole run folder, continued or refused; an encoder to start from."""
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from splatlearn import registry
 from splatlearn.arguments import parse
@@ -177,6 +179,20 @@ def test_starts_from_the_weights_of_a_run(finished, tmp_path):
     assert all(torch.allclose(learnt[name], again[name], atol=1e-6) for name in weights)
 
 
+def test_other_weights_to_start_from_are_another_run(finished, tmp_path, capsys):
+    first, run = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(finished / "checkpoints" / "step-00000003", first)
+    words = "--encoder", str(first), "--steps", "1"
+    assert pretrain(run, *words) == 0
+    (name,), given = parse(verb("pretrain"), ["--config", str(run / "config.yaml"), "--run", "other"])
+    del given["run"]
+    assert plan(name, **given).settings == yaml.safe_load((run / "config.yaml").read_text())
+    weights = load_file(first / "encoder.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, first / "encoder.safetensors")
+    assert pretrain(run, *words) == 2
+    assert re.search(r"encoder\.weights: [0-9a-f]{64} -> [0-9a-f]{64}\n", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -222,6 +238,12 @@ def test_a_run_without_a_checkpoint_is_no_encoder(finished, tmp_path, capsys):
         ({"formulation": "depth"}, ()),
         ({"depth.per_point": 2}, ("--recipe.depth has no effect: formulation is offset",)),
         ({"cross_view": False, "feature_skip": False}, ("--recipe.feature_skip has no effect: cross_view is off",)),
+        ({"offset.rotate_sh": False}, ("--recipe.offset.rotate_sh has no effect: sh_degree is 0",)),
+        ({"offset.rotate_sh": False, "offset.sh_degree": 1}, ()),
+        (
+            {"formulation": "depth", "depth.opacity_exponent": 2},
+            ("--recipe.depth.opacity_exponent has no effect: opacity is normalized",),
+        ),
         ({"lpips_weights": "vgg.pth"}, ("--recipe.lpips_weights has no effect: lpips is 0",)),
     ],
 )

@@ -151,7 +151,8 @@ def stack_inputs(points: Points, inputs: Sequence[str]) -> Tensor:
     columns = []
     for name in inputs:
         value = DERIVED[name](points) if name in DERIVED and name not in points else points[name]
-        value = value.reshape(len(points), -1).to(points.xyz.dtype)
+        value = value.flatten(1) if value.dim() > 1 else value[:, None]
+        value = value.to(points.xyz.dtype)
         columns.append(value * 2 - 1 if name == "color" else value)
     return torch.cat(columns, 1) if columns else points.xyz.new_zeros(len(points), 0)
 

@@ -14,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -29,11 +30,13 @@ from splatlearn.config import changed, to_options
 from splatlearn.encoders.base import Encoder
 from splatlearn.encoders.weights import load_weights
 from splatlearn.engine.config import RESULT_FREE
+from splatlearn.engine.lock import LOCK, FolderLock
 from splatlearn.errors import BadData, UserError
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 LOG = "log.jsonl"
+SUMMARY = "summary.json"
 LIBRARIES = ("torch", "numpy", "numba", "lightning", "safetensors", "timm")
 
 
@@ -150,6 +153,21 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def recover(folder: Path) -> None:
+    """Gives whole checkpoints their names back that a kill left hidden; only for the process that writes here.
+
+    One of a step that is saved again is hidden before the new one has its name.
+    """
+    for hidden in sorted(folder.glob(".step-*.tmp"), reverse=True):  # of one step, the new one before the old one
+        final = folder / hidden.name.split(".")[1]
+        try:
+            check(hidden)
+        except Damaged:
+            continue
+        if not final.exists():
+            hidden.rename(final)
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -218,19 +236,36 @@ class RunFolder:
         """Where checkpoints lie."""
         return self.path / "checkpoints"
 
+    @cached_property
+    def lock(self) -> FolderLock:
+        """What keeps other processes out."""
+        return FolderLock(self.path)
+
+    def claim(self, resume: Literal["auto", "never"]) -> None:
+        """Locks the folder if it is there, brings back what a kill left hidden, and checks it.
+
+        Raises:
+            UserError: as `check`, or another process runs here.
+        """
+        if self.path.is_dir():
+            self.lock.take()
+            recover(self.checkpoints)
+        self.check(resume)
+
     def check(self, resume: Literal["auto", "never"]) -> None:
         """Whether the run may start here or continue; writes nothing.
 
         A run that ended before its first step has left its `config.yaml` alone, and another may take its place.
 
         Raises:
-            UserError: the folder is something else, is a run that must not be continued, or has another config.
+            UserError: the folder is something else, is a run that must not be continued, has another config, or is
+                a finished run without its checkpoints.
         """
         if not self.path.exists():
             return
         if not self.path.is_dir():
             raise UserError(f"--run {self.path}: this is a file; name a folder")
-        there = sorted(p.name for p in self.path.iterdir() if not p.name.endswith(".tmp"))
+        there = sorted(p.name for p in self.path.iterdir() if p.name != LOCK and not p.name.endswith(".tmp"))
         if not there:
             return
         if CONFIG not in there:
@@ -252,10 +287,21 @@ class RunFolder:
                 f"--run {self.path}: the run was started with another configuration; give the same, or "
                 f"another folder (there -> here):\n  {lines}"
             )
+        if SUMMARY in there and not _checkpoints(self.checkpoints):
+            raise UserError(
+                f"--run {self.path}: the run is finished, but its checkpoints are gone, so that its weights cannot be "
+                "read; bring them back, name another folder, or remove this one to train again"
+            )
 
     def begin(self) -> None:
-        """Makes the folder and writes `config.yaml`, unless there is a log or a checkpoint to continue from."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Makes and locks the folder, if `claim` found none, and writes `config.yaml`, unless there is a log or a
+        checkpoint to continue from.
+
+        Raises:
+            UserError: another process made the folder meanwhile.
+        """
+        if not self.lock.held:
+            self.lock.take(new=True)
         if not (self.path / LOG).exists() and not _checkpoints(self.checkpoints):
             replace_file(self.path / CONFIG, yaml.safe_dump(_plain(self.settings), sort_keys=False))
 
@@ -332,11 +378,7 @@ def load_encoder(run: Path) -> Encoder:
     Raises:
         UserError: there is no encoder here, or what is here does not fit together.
     """
-    run = Path(run)
-    folder = (newest_checkpoint(run / "checkpoints") if (run / "checkpoints").is_dir() else run) or run
-    description, weights = folder / "encoder.json", folder / "encoder.safetensors"
-    if not (description.is_file() and weights.is_file()):
-        raise UserError(f"--encoder {run}: no encoder here: no checkpoint of a recipe, and no {weights.name}")
+    description, weights = _encoder_files(run)
     try:
         facts = json.loads(description.read_text())
         name, options = str(facts["name"]), dict(facts["options"])
@@ -346,6 +388,21 @@ def load_encoder(run: Path) -> Encoder:
     encoder.name = name
     load_weights(encoder, weights)
     return encoder.eval()
+
+
+def encoder_digest(run: Path) -> str:
+    """SHA-256 of the weights that `load_encoder` reads, in hexadecimal; raises as that does."""
+    return digest(_encoder_files(run)[1])
+
+
+def _encoder_files(run: Path) -> tuple[Path, Path]:
+    """Description and weights of the encoder in a folder."""
+    run = Path(run).expanduser()
+    folder = (newest_checkpoint(run / "checkpoints") if (run / "checkpoints").is_dir() else run) or run
+    description, weights = folder / "encoder.json", folder / "encoder.safetensors"
+    if not (description.is_file() and weights.is_file()):
+        raise UserError(f"--encoder {run}: no encoder here: no checkpoint of a recipe, and no {weights.name}")
+    return description, weights
 
 
 def single(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

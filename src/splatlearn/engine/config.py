@@ -135,7 +135,11 @@ class TrainConfig:
             wrong.append(("min_learning_rate", self.min_learning_rate, f"at most {self.learning_rate} is allowed"))
         if list(self.milestones) != sorted(self.milestones) or not all(0 < m < 1 for m in self.milestones):
             wrong.append(("milestones", self.milestones, "ascending shares in (0, 1) are needed"))
-        if any(rate < 0 for rate in self.rates.values()):
+        if not all(0 <= beta < 1 for beta in self.betas):
+            wrong.append(("betas", self.betas, "numbers in [0, 1) are needed"))
+        if self.nesterov and not self.momentum:
+            wrong.append(("nesterov", self.nesterov, "momentum above 0 is needed with it"))
+        if not all(0 <= rate < math.inf for rate in self.rates.values()):
             wrong.append(("rates", self.rates, "factors of 0 or more are needed"))
         if any(not 0 < factor < math.inf for factor in self.decays.values()):
             wrong.append(("decays", self.decays, "factors above 0 are needed"))

@@ -18,6 +18,7 @@ from torch import Tensor
 from splatlearn.config import to_options
 from splatlearn.engine.checkpoint import (
     LOG,
+    SUMMARY,
     RunFolder,
     describe_encoder,
     environment,
@@ -59,6 +60,7 @@ from splatlearn.engine.runtime import (
     deterministic,
     gather_from_ranks,
     launch,
+    on_main,
     reseed,
 )
 from splatlearn.engine.summary import Summary
@@ -116,8 +118,8 @@ def train(
         ones where they are kept.
 
     Raises:
-        UserError: the folder, the data or the numbers of the run are not as they must be. A new run that cannot
-            draw its first samples writes nothing.
+        UserError: the folder, the data or the numbers of the run are not as they must be, or another process runs
+            there. A new run that cannot draw its first samples writes nothing.
         Terminated: SIGTERM came; a checkpoint was saved.
     """
     folder = RunFolder(Path(run).expanduser(), {**(settings or {}), "train": to_options(config)})
@@ -126,8 +128,14 @@ def train(
     if fabric.is_global_zero:
         for told in config.idle():
             warnings.warn(told, stacklevel=2)
-    with deterministic(config.deterministic), Termination() as termination:
-        return _Run(trainable, config, folder, fabric, show, termination).complete()
+    with folder.lock, deterministic(config.deterministic), Termination() as termination:
+        on_main(fabric, lambda: folder.claim(resume))
+        summary = _Run(trainable, config, folder, fabric, show, termination).complete()
+        if termination.received:  # after the last step; whoever called is to stop, too
+            terminated = Terminated(summary.steps, folder.path)
+            Display(summary.steps, active=show and fabric.is_global_zero).message(str(terminated))
+            raise terminated
+        return summary
 
 
 class _Run(Generic[B]):
@@ -169,8 +177,8 @@ class _Run(Generic[B]):
     def complete(self) -> Summary:
         """The steps that are left, then the summary; averaged weights, where they are kept, stay in the trainable."""
         resumed = self._restore()
-        if self.step == self.steps and (self.folder.path / "summary.json").exists():
-            summary = Summary.read(self.folder.path / "summary.json")
+        if self.step == self.steps and (self.folder.path / SUMMARY).exists():
+            summary = Summary.read(self.folder.path / SUMMARY)
         else:
             self._begin()
             self._train(resumed)
@@ -180,12 +188,13 @@ class _Run(Generic[B]):
         return summary
 
     def _begin(self) -> None:
-        """Draws a sample of each split, then makes the folder: what cannot start leaves nothing behind."""
+        """Draws a sample of each split, then makes the folder or cuts its log: what cannot start changes nothing."""
         for split in ("val", "train"):
             next(self.loader.whole(split, 1))
         self.fabric.barrier()  # all have looked before one writes
+        on_main(self.fabric, self.folder.begin)
         if self.main:
-            self.folder.begin()
+            self.log.cut(self.step)
 
     def _train(self, resumed: bool) -> None:
         """The steps that are left, and what comes after the last."""
@@ -204,7 +213,7 @@ class _Run(Generic[B]):
                 self._record(line, display, trackers)
                 if self.terminating or self._due(self.config.checkpoint_every):
                     self._save()
-                if self.terminating and self.step < self.steps:
+                if self.terminating:
                     terminated = Terminated(self.step, self.folder.path)
                     display.message(str(terminated))
                     raise terminated
@@ -349,11 +358,12 @@ class _Run(Generic[B]):
             found = newest_checkpoint(self.folder.checkpoints)
         if found is not None:
             checkpoint = load_checkpoint(found)
-            if self.main and not (self.folder.path / "summary.json").is_file():  # else it is over already
+            if self.main and not (self.folder.path / SUMMARY).is_file():  # else it is over already
                 warn_about_changes(checkpoint.state["environment"], self._environment())
             self.trainable.load_state_dict(checkpoint.tensors["model"])
             load_optimizer_tensors(self.optimizer, checkpoint.tensors["optimizer"])
             self.step, self.skips_in_a_row = checkpoint.state["step"], checkpoint.state["skips_in_a_row"]
+            self._keep_steps(checkpoint.state.get("steps", self.steps))
         else:
             reseed(self.config.seed, SETUP, self.fabric.global_rank)
             batches = self.loader.steps("train", 0, self.config.setup_batches)
@@ -361,9 +371,17 @@ class _Run(Generic[B]):
         self.average = WeightAverage(self.trainable, self.config.ema) if self.config.ema else None
         if self.average and found is not None:
             self.average.restore(checkpoint.tensors["average"], checkpoint.state["averaged"])
-        if self.main:
-            self.log.cut(self.step)
         return found is not None
+
+    def _keep_steps(self, steps: int) -> None:
+        """A run has the number of steps that it began with, even if there are other scenes now."""
+        if steps != self.steps and self.main:
+            warnings.warn(
+                f"the run has {steps} steps and keeps them; with the scenes that are there now --train.epochs "
+                f"{self.config.epochs:g} would be {self.steps}: to train so long, begin another run",
+                stacklevel=2,
+            )
+        self.steps = steps
 
     def _save(self) -> None:
         if self.main:
@@ -376,6 +394,7 @@ class _Run(Generic[B]):
                 tensors["encoder"] = single(prefixed(tensors.get("average", model), "student"))
             state = {
                 "step": self.step,
+                "steps": self.steps,
                 "skips_in_a_row": self.skips_in_a_row,
                 "averaged": self.average.updates if self.average else 0,
                 "environment": self._environment(),
@@ -397,5 +416,5 @@ class _Run(Generic[B]):
                 versions=versions(),
                 facts={**repeated, **self.trainable.describe()},
             )
-            replace_file(self.folder.path / "summary.json", summary.to_json())
+            replace_file(self.folder.path / SUMMARY, summary.to_json())
         return self.fabric.broadcast(summary)

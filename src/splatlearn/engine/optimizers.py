@@ -209,10 +209,16 @@ class WeightAverage:
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
-        """The module with the averaged state; its own comes back on leaving."""
+        """The module with the averaged state; its own comes back on leaving, but for buffers set meanwhile, which both
+        keep: an evaluation may decide something."""
         own = {name: value.detach().clone() for name, value in module.state_dict().items()}
         module.load_state_dict(self.state)
         try:
             yield
         finally:
+            decided = {name: value for name, value in module.named_buffers() if name in self.state}
+            for name, value in decided.items():
+                if not torch.equal(value, self.state[name]):
+                    self.state[name].copy_(value)
+                    own[name].copy_(value)
             module.load_state_dict(own)

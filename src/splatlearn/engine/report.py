@@ -155,7 +155,8 @@ def probe_rows(probes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     names = list(dict.fromkeys(name for probe in probes for name in probe.get("metrics", {})))
     rows = []
     for key, members in groups.items():
-        values = [[float(m["metrics"][n]) for m in members if n in m.get("metrics", {})] for n in names]
+        finite = [_finite(member.get("metrics", {})) for member in members]
+        values = [[metrics[n] for metrics in finite if n in metrics] for n in names]
         first = fmean(values[0]) if values and values[0] else 0.0
         share_of_labels = float(members[0].get("labels", 1))
         rows.append(((-share_of_labels, -first), [*key, *map(_range, values), str(len(members))]))
@@ -188,9 +189,10 @@ def _header(run: Path, settings: Mapping[str, Any], summary: Mapping[str, Any]) 
 
 def _verdict(metrics: Mapping[str, Any], known: Mapping[str, str]) -> str:
     tiles = [_tile(_number(metrics[key]), text) for key, text in known.items() if key in metrics]
+    finite = _finite(metrics)
     for key, other, text in COMPARED:
-        if key in metrics and other in metrics:
-            gain = metrics[key] - metrics[other]
+        if key in finite and other in finite:
+            gain = finite[key] - finite[other]
             tiles.append(_tile(f"{gain:+.2f}", text, "good" if gain > 0 else "bad"))
     return f'<section class="tiles">{"".join(tiles)}</section>' if tiles else ""
 
@@ -199,7 +201,7 @@ def _baselines(metrics: Mapping[str, Any], suffix: str) -> dict[str, float]:
     """Name -> PSNR of the baselines on the input views (suffix "") or on the view in between ("_novel")."""
     values = {key.removeprefix("baseline/"): v for key, v in metrics.items() if key.startswith("baseline/")}
     chosen = {key: v for key, v in values.items() if key.endswith("_novel") == bool(suffix)}
-    return {key.removesuffix("_novel").replace("_", " "): float(v) for key, v in chosen.items()}
+    return {key.removesuffix("_novel").replace("_", " "): v for key, v in _finite(chosen).items()}
 
 
 def _renders(metrics: Mapping[str, Any], fitted: bool) -> str:
@@ -222,11 +224,16 @@ def _renders(metrics: Mapping[str, Any], fitted: bool) -> str:
 
 
 def _compared(metrics: Mapping[str, Any], suffix: str) -> dict[str, float]:
-    values = _baselines(metrics, suffix)
+    values, finite = _baselines(metrics, suffix), _finite(metrics)
     for key, name in ((f"val_psnr{suffix}", "this run"), (f"val_psnr_shuffled{suffix}", "features shuffled")):
-        if key in metrics:
-            values[name] = float(metrics[key])
+        if key in finite:
+            values[name] = finite[key]
     return values
+
+
+def _finite(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Without those that were not finite, which files have as null."""
+    return {key: float(v) for key, v in metrics.items() if isinstance(v, int | float) and isfinite(v)}
 
 
 def _descending(values: Mapping[str, float]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
@@ -63,6 +63,18 @@ def _ranks() -> tuple[int, int, Any]:
 def is_main() -> bool:
     """Whether this process is the only one, or the first of those that share a run: the one that writes and speaks."""
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def on_main(fabric: "Fabric", action: Callable[[], object]) -> None:
+    """Does something on the first rank while the others wait; a `UserError` is raised on all."""
+    problem: UserError | None = None
+    if fabric.is_global_zero:
+        try:
+            action()
+        except UserError as error:
+            problem = error
+    if problem := fabric.broadcast(problem):
+        raise problem
 
 
 def add_over_ranks(values: list[float], device: torch.device) -> list[float]:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ class Summary:
     Args:
         steps: of the run.
         loss: of the last step that was not skipped.
-        metrics: the last evaluation.
+        metrics: the last evaluation; what was not finite is NaN here and null in files.
         steps_per_second: over all steps, evaluation and checkpoints apart.
         seconds: mean seconds of a step by part: `data` (waiting), `forward`, `backward`, `optimizer`.
         skipped: steps left out because a loss or gradient was not finite.
@@ -44,7 +45,7 @@ class Summary:
     @classmethod
     def of_log(cls, records: Iterable[Mapping[str, Any]], **rest: Any) -> Self:
         """Adds up the lines of `log.jsonl`; `rest` are the fields that are not in it."""
-        metrics: dict[str, float] = {}
+        metrics: Mapping[str, float | None] = {}
         parts: Counter[str] = Counter()
         rejected: Counter[str] = Counter()
         steps, total, skipped, loss = 0, 0.0, 0, None
@@ -58,7 +59,7 @@ class Summary:
         return cls(
             steps=steps,
             loss=loss,
-            metrics=dict(metrics),
+            metrics=_numbers(metrics),
             steps_per_second=steps / total if total else 0.0,
             seconds={name: seconds / steps for name, seconds in parts.items()},
             skipped=skipped,
@@ -69,11 +70,13 @@ class Summary:
     def __str__(self) -> str:
         head = f"{self.steps} steps, {self.steps_per_second:.2f} a second"
         width = max(map(len, self.metrics), default=0)
-        return "\n".join([head, *(f"  {name:{width}}  {value:.4g}" for name, value in self.metrics.items())])
+        shown = {name: f"{value:.4g}" if isfinite(value) else "-" for name, value in self.metrics.items()}
+        return "\n".join([head, *(f"  {name:{width}}  {value}" for name, value in shown.items())])
 
     def to_json(self) -> str:
         """The text of `summary.json`."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "facts"}
+        own["metrics"] = {name: value if isfinite(value) else None for name, value in self.metrics.items()}
         return json.dumps({**self.facts, **own}, indent=2, default=str) + "\n"
 
     @classmethod
@@ -86,6 +89,12 @@ class Summary:
         try:
             values = json.loads(path.read_text())
             own = {f.name: values.pop(f.name) for f in fields(cls) if f.name != "facts"}
+            own["metrics"] = _numbers(own["metrics"])
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise BadData(f"{path}: not a readable summary ({error!r})") from error
         return cls(**own, facts=values)
+
+
+def _numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Null is NaN again."""
+    return {name: nan if value is None else value for name, value in metrics.items()}

@@ -64,6 +64,17 @@ class EpipolarConfig:
             }
         )
 
+    def misfit(self, width: int, height: int) -> str:
+        """What is wrong with the sides of an image; empty where nothing is."""
+        step = self.downscale * self.image.patch
+        if not (width % step or height % step):
+            return ""
+        across, down = (max(step, round(side / step) * step) for side in (width, height))
+        return (
+            f"image sides must be multiples of downscale * image.patch = {step}, got {width}x{height}; the nearest is "
+            f"{across}x{down}"
+        )
+
 
 class EpipolarTransformer(nn.Module):
     """Lets every pixel look along its epipolar lines in the other views of its item.
@@ -159,12 +170,8 @@ class EpipolarTransformer(nn.Module):
                 f"epipolar: {len(features)} feature maps of {width}x{height}, but {len(cameras)} cameras of "
                 f"{cameras.width}x{cameras.height}"
             )
-        step = config.downscale * config.image.patch
-        if width % step or height % step:
-            raise UserError(
-                f"epipolar: image sides must be multiples of downscale * image.patch = {step}, got "
-                f"{width}x{height}; the nearest is {_nearest_size(width, step)}x{_nearest_size(height, step)}"
-            )
+        if misfit := config.misfit(width, height):
+            raise UserError(f"epipolar: {misfit}")
         most = max(cameras.counts, default=0)
         if most > config.views:
             raise UserError(f"epipolar: an item has {most} views; the config allows views={config.views}")
@@ -248,7 +255,3 @@ def _join_others(seen: Tensor, others: int) -> Tensor:
     if others == 1:
         return seen
     return seen.unflatten(0, (-1, others)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-
-
-def _nearest_size(size: int, step: int) -> int:
-    return max(step, round(size / step) * step)

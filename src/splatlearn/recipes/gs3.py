@@ -17,10 +17,11 @@ from torch import Tensor
 from splatlearn.config import require
 from splatlearn.data.augment import rotate_frames
 from splatlearn.data.sampling import draw_mask, draw_views, split_scenes
-from splatlearn.data.scene import Scene, Source, require_known
+from splatlearn.data.scene import Rejected, Scene, Source, require_known
 from splatlearn.encoders.base import PointEncoder, calibrate
 from splatlearn.engine import plots
 from splatlearn.engine.trainable import Progress, Recipe, Step
+from splatlearn.errors import ConfigError
 from splatlearn.heads.decoder import FeatureDecoder
 from splatlearn.heads.epipolar import EpipolarConfig, EpipolarTransformer, view_pairs
 from splatlearn.heads.gaussians import DepthConfig, DepthHead, OffsetConfig, OffsetHead
@@ -30,6 +31,8 @@ from splatlearn.splatting.baselines import BASELINES
 from splatlearn.splatting.render import Rendering, RenderOptions, render
 from splatlearn.structures import Batch, Frames, Gaussians, Points
 
+INPUTS = ("color", "height")
+"""What an encoder can take of the points of a frame."""
 GATE = 0.1
 """What the transformer's output is first weighed with beside the encoder's own features, a learned factor a channel
 (as LayerScale in CaiT; our default): training starts from features that are not yet mixed with noise."""
@@ -48,7 +51,7 @@ class GS3Config:
         mask_ratio: share of the points hidden from the encoder; Gaussians come from visible ones (GS3 3.4: 0.5).
         rotate: turn cloud and cameras together: camera axes within pi/64, up by any angle (GS3 4).
         width: channels of the per-point output for the heads (GS3 4: 128).
-        epipolar: sizes of the transformer across views; its `width` is `width`, its `views` is `views`.
+        epipolar: sizes of the transformer across views; its `width` and `views` become those of this config.
         cross_view: whether views see each other at all (GS3: yes; off for ablation).
         feature_skip: add the encoder's own full-resolution features after the transformer, which works on a grid four
             times coarser (our default; pixelSplat adds features of the raw image, which leaks colour past the encoder).
@@ -81,8 +84,10 @@ class GS3Config:
     render: RenderOptions = RenderOptions()
 
     def __post_init__(self) -> None:
+        misfit = self.epipolar.misfit(*self.size) if self.cross_view else ""
         require(
             {
+                f"size: {misfit}": not misfit,
                 f"views: 2 or 3 are allowed, got {self.views}": self.views in (2, 3),
                 f"size: at least 16x16 pixels are needed, got {self.size[0]}x{self.size[1]}": min(self.size) >= 16,
                 f"gap: 1 or more raw frames are needed, got {self.gap}": self.gap >= 1,
@@ -92,20 +97,21 @@ class GS3Config:
                 f"lpips: zero or more is needed, got {self.lpips}": 0 <= self.lpips < inf,
             }
         )
+        object.__setattr__(self, "epipolar", replace(self.epipolar, width=self.width, views=self.views))
 
     def idle(self) -> dict[str, str]:
         """Settings that have no effect beside the others, each with the reason."""
-        reasons = {"depth" if self.formulation == "offset" else "offset": f"formulation is {self.formulation}"}
+        used, unused = ("offset", "depth") if self.formulation == "offset" else ("depth", "offset")
+        reasons = {unused: f"formulation is {self.formulation}"}
+        if getattr(self, used).sh_degree == 0:
+            reasons[f"{used}.rotate_sh"] = "sh_degree is 0"
+        if used == "depth" and self.depth.opacity == "normalized":
+            reasons["depth.opacity_exponent"] = "opacity is normalized"
         if not self.cross_view:
             reasons |= dict.fromkeys(("epipolar", "feature_skip"), "cross_view is off")
         if not self.lpips:
             reasons["lpips_weights"] = "lpips is 0"
         return reasons
-
-    @property
-    def transformer(self) -> EpipolarConfig:
-        """The epipolar sizes, with this recipe's width and number of views."""
-        return replace(self.epipolar, width=self.width, views=self.views)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,11 +135,13 @@ class GS3Data:
         source: where the recordings are.
         config: the recipe's settings.
         augment: whether to rotate the world.
+        height: whether the encoder takes the height of a point.
     """
 
     source: Source
     config: GS3Config
     augment: bool
+    height: bool = False
 
     def scenes(self, split: str) -> Mapping[str, Sequence[Scene]]:
         """Recordings of `train` or `val`; of fewer than five, the last fifth of each. Up and unit must be known."""
@@ -141,6 +149,8 @@ class GS3Data:
         require_known(scenes, "metric", "gs3 places Gaussians in metres")
         if self.config.rotate:
             require_known(scenes, "up", "gs3 turns scenes about the vertical (--recipe.rotate false: it does not)")
+        if self.height:
+            require_known(scenes, "up", "the encoder takes the height (--encoder.inputs without it: it does not)")
         return {"all": split_scenes(scenes, split)}
 
     def shares(self) -> Mapping[str, float]:
@@ -161,10 +171,13 @@ class GS3Data:
         )
         targets = rotate_frames(drawn.frames, rng) if self.augment and config.rotate else drawn.frames
         inputs = targets.rows(torch.arange(config.views))
+        visible = draw_mask(inputs["depth"] > 0, config.mask_ratio, rng)
+        if not visible.flatten(1).any(1).all():
+            raise Rejected("no visible point", f"{drawn.name}: in some view, with mask_ratio {config.mask_ratio:g}")
         return Views(
             names=(drawn.name,),
             frames=inputs.with_attributes(
-                visible=draw_mask(inputs["depth"] > 0, config.mask_ratio, rng),
+                visible=visible,
                 order=torch.from_numpy(rng.permutation(config.views)),
             ),
             targets=targets.with_attributes(novel=torch.arange(len(targets)) >= config.views),
@@ -186,11 +199,16 @@ class GS3(Recipe[Views]):
     def __init__(self, config: GS3Config, *, student: PointEncoder, source: Source) -> None:
         super().__init__()
         self.config = config
-        self.data = GS3Data(source=source, config=config, augment=True)
-        self.validation = GS3Data(source=source, config=config, augment=False)
+        if missing := [name for name in student.config.inputs if name not in INPUTS]:
+            raise ConfigError(
+                f"--encoder.inputs: gs3 gives points {' and '.join(INPUTS)}, the encoder takes {', '.join(missing)} too"
+            )
+        height = "height" in student.config.inputs
+        self.data = GS3Data(source=source, config=config, augment=True, height=height)
+        self.validation = GS3Data(source=source, config=config, augment=False, height=height)
         self.student = student.requires_grad_(not config.freeze_student)
         self.decoder = FeatureDecoder(student.channels[0], config.width)
-        self.epipolar = EpipolarTransformer(config.transformer) if config.cross_view else None
+        self.epipolar = EpipolarTransformer(config.epipolar) if config.cross_view else None
         skip = config.cross_view and config.feature_skip
         self.gate = torch.nn.Parameter(torch.full((config.width,), GATE)) if skip else 1.0
         self.head = (

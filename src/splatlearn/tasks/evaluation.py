@@ -11,7 +11,7 @@ from splatlearn import registry
 from splatlearn.config import configure, merge, to_options
 from splatlearn.data.scene import Source
 from splatlearn.encoders.base import calibrate
-from splatlearn.engine.checkpoint import replace_file, versions
+from splatlearn.engine.checkpoint import encoder_digest, replace_file, versions
 from splatlearn.engine.config import TrainConfig
 from splatlearn.engine.loop import train
 from splatlearn.tasks.base import (
@@ -172,6 +172,8 @@ def run_probe(
         },
         "seed": trial.seed,
     }
+    if run and resolved.origin == "run":  # a path says nothing of the weights that lie there
+        settings["weights"] = encoder_digest(Path(name))
     with TemporaryDirectory() as temporary:
         summary = train(task, config, run or Path(temporary) / "run", settings=settings, show=show)
     numbers = summary.metrics

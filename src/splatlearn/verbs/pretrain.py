@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -210,6 +211,7 @@ def plan(
     options = merge(base, recipe_options or {})
     config = problems.catch(lambda: registry.recipes.config(recipe, options, where="--recipe"))
     encoder_config = problems.catch(lambda: _encoder_config(name, encoder_options)) if name else None
+    weights = problems.catch(lambda: _weights(name)) if name else None
     train_config = problems.catch(lambda: configure(TrainConfig, train, "--train"))
     problems.tell()
     assert name is not None and train_config is not None
@@ -217,7 +219,7 @@ def plan(
         "recipe": recipe,
         "preset": preset,
         "recipe_options": to_options(config),
-        "encoder": {"name": name, "options": to_options(encoder_config) if encoder_config else {}},
+        "encoder": {"name": name, "options": to_options(encoder_config) if encoder_config else {}, **(weights or {})},
         "data": {"name": source.name, "options": source.resolved()},
         "train": to_options(train_config),
     }
@@ -236,7 +238,7 @@ def plan(
 def _idle(config: Any, preset: Any) -> tuple[str, ...]:
     """Sentences about settings of a recipe that differ from its preset and have no effect; configs may have `idle`."""
     reasons = config.idle() if hasattr(config, "idle") else {}
-    given = {name: reason for name, reason in reasons.items() if getattr(config, name) != getattr(preset, name)}
+    given = {name: reason for name, reason in reasons.items() if attrgetter(name)(config) != attrgetter(name)(preset)}
     return tuple(f"--recipe.{name} has no effect: {reason}" for name, reason in given.items())
 
 
@@ -331,3 +333,12 @@ def _encoder_config(name: str, options: Options | None) -> Any:
     if options:
         raise ConfigError(f"--encoder {name}: a run's encoder takes no options, got {', '.join(options)}")
     return None
+
+
+def _weights(name: str) -> dict[str, str]:
+    """What a run started from: the digest of a run folder's encoder; a path says nothing of what lies there."""
+    from splatlearn import registry
+    from splatlearn.engine.checkpoint import encoder_digest
+
+    known = name.partition(".")[0] in registry.encoders.families()
+    return {} if known else {"weights": encoder_digest(Path(name))}

@@ -45,6 +45,6 @@ def test_numbers(tmp_path, name):
 
 
 def test_what_does_not_fit_is_told_before_any_run(tmp_path):
-    with pytest.raises(ConfigError, match="wafleiron.tiny: no such encoder"):
+    with pytest.raises(ConfigError, match=r"wafleiron\.tiny: no such encoder"):
         sweep("scalr", out=tmp_path / "out", preset="tiny", encoders=("waffleiron.tiny", "wafleiron.tiny"))
     assert not (tmp_path / "out").exists()

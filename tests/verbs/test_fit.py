@@ -254,6 +254,21 @@ class TestManyScenes:
         assert subprocess.run(alone, cwd=tmp_path, timeout=300).returncode == 0
         assert (tmp_path / "alone" / "scene.ply").is_file()
 
+    def test_refused_before_any_is_begun(self, tmp_path, monkeypatch, capsys):
+        """A later attempt would continue what `--resume never` is to keep."""
+        monkeypatch.setattr("splatlearn.verbs.fit_scenes.run_jobs", lambda *_, **__: pytest.fail("a job was begun"))
+        for name in ("room-0-0000", "room-0-0001"):
+            place = tmp_path / "run" / name
+            plan(steps=1, rooms=3).folder(name, place).begin()
+            (place / "log.jsonl").touch()
+        words = ["fit", "rooms.tiny", "--run", str(tmp_path / "run"), "--data.rooms", "3", "--steps", "1", *WORDS]
+        assert main([*words, "--resume", "never"]) == 2
+        told = capsys.readouterr().err
+        assert "room-0-0000: the run exists and --resume is never" in told
+        assert "2 of 3 folders are refused" in told
+        assert main(words) == 2
+        assert "another configuration" in capsys.readouterr().err
+
     def test_places(self, tmp_path):
         found = _places(["chess/seq-01", "a b", "x"], tmp_path, "status.json")
         assert [path.name for path in found.values()] == ["chess-seq-01", "a-b", "x"]

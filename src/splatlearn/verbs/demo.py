@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splatlearn.verbs import check_parent
+
 if TYPE_CHECKING:
     from splatlearn.verbs.pretrain import Job
 
@@ -44,7 +46,7 @@ def demo(*, out: Path = Path("demo"), seed: int = 0, steps: int = 110) -> str:
         The verdict and where the report is.
 
     Raises:
-        UserError: a run failed.
+        UserError: a run failed, or `out` holds other things.
     """
     from rich.console import Console
 
@@ -52,9 +54,10 @@ def demo(*, out: Path = Path("demo"), seed: int = 0, steps: int = 110) -> str:
     from splatlearn.engine.report import preview, write_report
     from splatlearn.verbs.evaluate import evaluate_table
 
-    tell = Console(stderr=True).print
+    tell, out = Console(stderr=True).print, Path(out).expanduser()
     runs = {out / f"gs3-seed{seed + k}": _plan(steps, seed + k) for k in range(SEEDS)}
     frozen = out / "random-frozen"
+    check_parent(out, "--out", {str(run): run for run in (*runs, frozen)})
     tell("making furnished rooms and compiling kernels (once; both are cached)")
     first = next(iter(runs.values()))
     with ThreadPoolExecutor(1) as beside:

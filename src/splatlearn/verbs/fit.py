@@ -64,7 +64,8 @@ def fit(
 
     Raises:
         ConfigError: unknown names, unknown options and invalid values, all in one message.
-        UserError: data that cannot be used, a run folder with other settings, or a scene that failed in every attempt.
+        UserError: data that cannot be used, a folder with other settings or other things, or a scene that failed in
+            every attempt.
     """
     from splatlearn.verbs.fit_scenes import fit_scenes, parse_shard
 

@@ -22,6 +22,7 @@ from splatlearn.engine.summary import Summary
 from splatlearn.errors import BadData, ConfigError, UserError, nearest
 from splatlearn.splatting.files import write_gaussians
 from splatlearn.tasks.fitting import FitConfig, SceneFit
+from splatlearn.verbs import check_parent
 
 Where = Literal["local", "ray"]
 RESULTS = ("scene.ply", "report.html", "summary.json")
@@ -133,6 +134,8 @@ def fit_scenes(
         return _only(plan, scenes[0], run) if share == 1 else Fits((), {})
     name = "status.json" if shares == 1 else f"status-{share}-of-{shares}.json"
     places = {scenes[0].name: run} if len(scenes) == 1 else _places([one.name for one in scenes], run, name)
+    if len(scenes) > 1:
+        check_parent(run, "--run", places)
     mine = scenes[share - 1 :: shares]
     _check_folders(plan, {one.name: places[one.name] for one in mine})
     backend = _backend(on, jobs)

@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 import splatlearn
+from data.photo_maker import write_transforms
 from splatlearn.cli import main
 from splatlearn.data.rooms.scene import RoomsScene
 from splatlearn.engine.checkpoint import newest_checkpoint
@@ -150,6 +151,15 @@ class TestOneScene:
         first, second = (yaml.safe_load(Path(r, "config.yaml").read_text()) for r in (run, tmp_path / "copy"))
         assert first == second
         assert losses(tmp_path / "run") == losses(tmp_path / "copy")
+
+    def test_the_split_of_the_source(self, tmp_path):
+        names = [f"images/{number:04d}.png" for number in range(1, 5)]
+        write_transforms(tmp_path / "house", train_filenames=names[1:], test_filenames=names[:1])
+        result = splatlearn.fit(
+            str(tmp_path / "house"), run=tmp_path / "run", side=24, gaussians=50, steps=1, data_options={"up": "known"}
+        )
+        assert [status.name for status in result.statuses] == ["house"]
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["views"] == {"train": 3, "held_out": 1}
 
     def test_rates_of_single_parameters(self):
         train = plan_fit("rooms.tiny", train_options={"rates": {"splats.base": 7.0}, "learning_rate": 1e-2}).train

@@ -41,7 +41,8 @@ def fit(
         data: a folder of recordings, or a world's name.
         run: folder of the run; one that is there is continued.
         scene: only the scene of this name; by default all.
-        holdout: views to measure and not to fit to: every:N, block:N (in the middle), or none; every:8 by default.
+        holdout: views to measure and not to fit to: every:N, block:N (in the middle), none, or auto, the default: the
+            test (or else val) views of a source that states a split, and every:8 of another.
         side: longer side of the images in pixels; 320 by default.
         gaussians: at most so many; 150000 by default.
         refine_poses: also learn a small motion of each camera.

@@ -21,6 +21,7 @@ from splatlearn.engine.runtime import is_main
 from splatlearn.engine.summary import Summary
 from splatlearn.errors import BadData, ConfigError, UserError, nearest
 from splatlearn.splatting.files import write_gaussians
+from splatlearn.tasks.fit_splits import joined
 from splatlearn.tasks.fitting import FitConfig, SceneFit
 from splatlearn.verbs import check_parent
 
@@ -124,7 +125,7 @@ def fit_scenes(
         raise ConfigError(f"--jobs: 1 or more is needed, and 1 and --on local under torchrun, got {jobs} on {on}")
     if retries < 0:
         raise ConfigError(f"--retries: 0 or more is needed, got {retries}")
-    scenes = plan.source.scenes()
+    scenes = joined(plan.source.scenes())
     if scene is not None:
         names = [one.name for one in scenes]
         if scene not in names:

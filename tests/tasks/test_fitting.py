@@ -331,6 +331,12 @@ class TestCorrections:
 
 
 class TestSteps:
+    def test_what_is_told_is_what_is_written(self):
+        fit = SceneFit(small(), Wall(), 0)
+        with torch.no_grad():
+            fit.splats.logits[:7] = -20.0
+        assert fit.describe()["gaussians_per_sample"] == len(fit.gaussians()) == 293
+
     def test_losses(self):
         fit = SceneFit(small(), Wall(), 0)
         view = fit.data.scenes("train")["all"][0]

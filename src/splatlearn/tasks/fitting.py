@@ -253,9 +253,9 @@ class SceneFit(Trainable[Shots]):
         return pictures
 
     def describe(self) -> dict[str, Any]:
-        """How many Gaussians and views, and where the Gaussians began."""
+        """How many Gaussians, without what has become invisible, and views, and where the Gaussians began."""
         return {
-            "gaussians_per_sample": len(self.splats),
+            "gaussians_per_sample": len(self.gaussians()),
             "init": self.way,
             "views": {
                 "train": len(self.views.trained),

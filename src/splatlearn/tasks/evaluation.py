@@ -163,13 +163,9 @@ def run_probe(
         "task": trial.task,
         "probe": trial.probe,
         "labels": trial.labels,
-        "encoder": name,
-        "data": trial.source.name,
-        "options": {
-            "task": to_options(trial.config),
-            "data": trial.source.resolved(),
-            "encoder": options["encoder"],
-        },
+        "encoder": {"name": name, "options": options["encoder"]},
+        "data": {"name": trial.source.name, "options": trial.source.resolved()},
+        "task_options": to_options(trial.config),
         "seed": trial.seed,
     }
     with TemporaryDirectory() as temporary:

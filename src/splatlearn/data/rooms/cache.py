@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from splatlearn.config import user_cache
 from splatlearn.data.progress import progress
 from splatlearn.errors import UserError
 
@@ -59,9 +60,7 @@ class Recipe:
 def cache_root() -> Path:
     """`$SPLATLEARN_CACHE`, else `$XDG_CACHE_HOME/splatlearn`, else `~/.cache/splatlearn`."""
     own = os.environ.get("SPLATLEARN_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "splatlearn"
+    return Path(own).expanduser() if own else user_cache()
 
 
 def ensure(recipe: Recipe, count: int, workers: int) -> list[Path]:

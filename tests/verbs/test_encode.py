@@ -103,6 +103,10 @@ class TestEncode:
         assert not list(tmp_path.iterdir())
         assert len(run(tmp_path).files) == 3
 
+    def test_what_has_no_effect_on_clouds_is_told(self, tmp_path):
+        with pytest.warns(UserWarning, match="--size and --every have no effect: --data patches has clouds"):
+            run(tmp_path, size=(4, 3), every=2)
+
     def test_nothing_is_overwritten(self, tmp_path):
         (tmp_path / "patch2.npy").write_bytes(b"mine")
         with pytest.raises(UserError, match=r"patch2.npy exist and are not overwritten"):

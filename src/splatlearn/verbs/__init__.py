@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -37,6 +38,17 @@ def check_size(size: tuple[int, int]) -> None:
     """Raises: ConfigError: `--size` is no width and height of 1 or more."""
     if min(size) < 1:
         raise ConfigError(f"--size: a width and height of 1 or more are needed, got {size[0]},{size[1]}")
+
+
+def warn_idle(given: Mapping[str, bool], reason: str) -> None:
+    """One warning about the flags that were given and have no effect, if there are any.
+
+    Args:
+        given: flag -> whether it was.
+        reason: why they have none.
+    """
+    if flags := [flag for flag, there in given.items() if there]:
+        warnings.warn(f"{' and '.join(flags)} {'has' if len(flags) == 1 else 'have'} no effect: {reason}", stacklevel=3)
 
 
 def output_file(path: Path, flag: str) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from splatlearn.verbs import check_size
+from splatlearn.verbs import check_size, warn_idle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,6 +115,8 @@ def encode(
         check_inputs(module, channels, f"--data {data} ({job.name})", job.scene.up)
     jobs = [job for part in parts for job in part.jobs]
     named = dict(zip(_output_names(jobs, format, out), jobs, strict=True))
+    if all(job.view < 0 for job in jobs):
+        warn_idle({"--size": size is not None, "--every": every != 1}, f"--data {data} has clouds, and no frames")
     out.mkdir(parents=True, exist_ok=True)
     about = {"encoder": encoder, "inputs": list(module.config.inputs), "levels": levels, "data": data}
     with TemporaryDirectory(prefix=".encode-", dir=out) as beside:

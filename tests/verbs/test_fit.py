@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -166,6 +167,27 @@ class TestOneScene:
         assert train.rates["splats.base"] == 7.0
         assert train.rates["splats.logits"] == plan_fit("rooms.tiny").train.rates["splats.logits"]
         assert train.learning_rate == 1e-2
+
+    def test_settings_without_effect_are_told(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("splatlearn.verbs.fit_scenes.fit_scenes", lambda *_, **__: Fits((), {}))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            splatlearn.fit("rooms.tiny", run=tmp_path, fit_options={"degree": 0, "random": 50})
+            assert not told
+            splatlearn.fit(
+                "rooms.tiny",
+                run=tmp_path,
+                fit_options={
+                    "degree": 0,
+                    "degree_every": 9,
+                    "init": "points",
+                    "random": 50,
+                    "render": {"depth": "expected"},
+                },
+            )
+        assert [str(one.message).partition(":")[0] for one in told] == [
+            f"--fit.{name} has no effect" for name in ("render.depth", "degree_every", "random")
+        ]
 
     def test_everything_wrong_is_told_at_once(self, tmp_path, capsys):
         words = ["--fit.degre", "3", "--train.rat", "2", "--steps", "0", "--holdout", "every:x"]

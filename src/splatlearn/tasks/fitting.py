@@ -104,7 +104,7 @@ class FitConfig:
     refine_poses: bool = False
     exposure: bool = False
     chain: ChainOptions = ChainOptions()
-    render: RenderOptions = RenderOptions()
+    render: RenderOptions = RenderOptions(depth="normalized")
     room: float = 4096.0
 
     def __post_init__(self) -> None:
@@ -123,6 +123,15 @@ class FitConfig:
                 f"room: zero or more is needed, got {self.room}": 0 <= self.room < inf,
             }
         )
+
+    def idle(self) -> dict[str, str]:
+        """Settings that have no effect beside the others, and why."""
+        reasons = {"render.depth": "the depth of a fit is always normalized"}
+        if self.degree == 0:
+            reasons["degree_every"] = "there is no degree above --fit.degree 0"
+        if self.init in ("depth", "points"):
+            reasons["random"] = f"the start is of {self.init}"
+        return reasons
 
 
 class SceneFit(Trainable[Shots]):

@@ -1,8 +1,11 @@
 """`fit`: posed frames to a 3D Gaussian scene; many scenes one after another, side by side, in shares, or on Ray."""
 
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from splatlearn.verbs import warn_idle
 
 if TYPE_CHECKING:
     from splatlearn.verbs.fit_scenes import Fits, Plan
@@ -82,6 +85,9 @@ def fit(
         fit_options={**(fit_options or {}), **{name: value for name, value in given.items() if value is not None}},
         train_options=train_options,
     )
+    for name, reason in plan.config.idle().items():
+        value = attrgetter(name)
+        warn_idle({f"--fit.{name}": value(plan.config) != value(type(plan.config)())}, reason)
     return fit_scenes(
         plan,
         Path(run).expanduser(),

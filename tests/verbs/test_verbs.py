@@ -56,8 +56,18 @@ class TestParent:
 
     def test_fit_and_demo_ask(self, tmp_path, monkeypatch):
         (tmp_path / "probes.json").touch()
-        monkeypatch.setattr(Source, "scenes", lambda self: [SimpleNamespace(name="a"), SimpleNamespace(name="b")])
+        monkeypatch.setattr(Source, "scenes", lambda self: [SimpleNamespace(name=name, split="") for name in "ab"])
         with pytest.raises(UserError, match=r"--run .*none of these 2 runs, but probes"):
             fit_scenes(plan_fit("rooms.tiny"), tmp_path)
         with pytest.raises(UserError, match=r"--out .*none of these 4 runs, but probes"):
             demo(out=tmp_path)
+
+
+def test_demo_tells_of_its_cache_before_it_compiles(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SPLATLEARN_CACHE", str(tmp_path / "file"))
+    compiled = []
+    monkeypatch.setattr("splatlearn.verbs.demo._compile", lambda: compiled.append(True))
+    with pytest.raises(UserError, match="set SPLATLEARN_CACHE to another folder"):
+        demo(out=tmp_path / "demo")
+    assert not compiled and not (tmp_path / "demo").exists()

@@ -63,6 +63,20 @@ def cache_root() -> Path:
     return Path(own).expanduser() if own else user_cache()
 
 
+def rooms_folder(recipe: Recipe) -> Path:
+    """Where the rooms of a recipe are, made where it is missing.
+
+    Raises:
+        UserError: the cache folder cannot be written.
+    """
+    root = cache_root() / "rooms" / f"v{VERSION}-seed{recipe.seed}-{recipe.digest}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write the cache {root}: {error}; set SPLATLEARN_CACHE to another folder") from error
+    return root
+
+
 def ensure(recipe: Recipe, count: int, workers: int) -> list[Path]:
     """The folders of rooms 0 to count - 1; missing ones are made, and progress is shown.
 
@@ -74,11 +88,7 @@ def ensure(recipe: Recipe, count: int, workers: int) -> list[Path]:
     Raises:
         UserError: the cache folder cannot be written, or a worker failed.
     """
-    root = cache_root() / "rooms" / f"v{VERSION}-seed{recipe.seed}-{recipe.digest}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write the cache {root}: {error}; set SPLATLEARN_CACHE to another folder") from error
+    root = rooms_folder(recipe)
     folders = [root / f"room-{index:04d}" for index in range(count)]
     missing = [index for index in range(count) if not folders[index].is_dir()]
     share = min(workers, (len(missing) + 1) // 2)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from splatlearn.config import user_cache
 from splatlearn.data.progress import progress
 from splatlearn.errors import UserError
 
@@ -59,9 +60,21 @@ class Recipe:
 def cache_root() -> Path:
     """`$SPLATLEARN_CACHE`, else `$XDG_CACHE_HOME/splatlearn`, else `~/.cache/splatlearn`."""
     own = os.environ.get("SPLATLEARN_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "splatlearn"
+    return Path(own).expanduser() if own else user_cache()
+
+
+def rooms_folder(recipe: Recipe) -> Path:
+    """Where the rooms of a recipe are, made where it is missing.
+
+    Raises:
+        UserError: the cache folder cannot be written.
+    """
+    root = cache_root() / "rooms" / f"v{VERSION}-seed{recipe.seed}-{recipe.digest}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write the cache {root}: {error}; set SPLATLEARN_CACHE to another folder") from error
+    return root
 
 
 def ensure(recipe: Recipe, count: int, workers: int) -> list[Path]:
@@ -75,11 +88,7 @@ def ensure(recipe: Recipe, count: int, workers: int) -> list[Path]:
     Raises:
         UserError: the cache folder cannot be written, or a worker failed.
     """
-    root = cache_root() / "rooms" / f"v{VERSION}-seed{recipe.seed}-{recipe.digest}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write the cache {root}: {error}; set SPLATLEARN_CACHE to another folder") from error
+    root = rooms_folder(recipe)
     folders = [root / f"room-{index:04d}" for index in range(count)]
     missing = [index for index in range(count) if not folders[index].is_dir()]
     share = min(workers, (len(missing) + 1) // 2)

@@ -133,10 +133,6 @@ class RoomsScene(Scene):
         maps = [self._nearest("instance", view, size, 1.0) for view in views]
         return torch.from_numpy(np.stack(maps)).round().long()
 
-    def label_maps(self, views: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """(V H W) int64 class under each pixel centre, sensor holes included."""
-        return self.instance_labels[self.instance_maps(views, size)]
-
     def points(self) -> Points:
         """Every visible surface: `color` in [0, 1], `normal` towards the viewer, `label`, `instance`."""
         data = _read(self.folder, "cloud.npz", _arrays)

@@ -11,7 +11,9 @@ from splatlearn.arguments import parse
 from splatlearn.cli import main
 from splatlearn.config import configure
 from splatlearn.engine.config import TrainConfig
-from splatlearn.registry import encoders, recipes
+from splatlearn.registry import encoders, recipes, tasks
+from splatlearn.tasks.fitting import FitConfig
+from splatlearn.verbs.fit_scenes import parse_shard
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -26,10 +28,18 @@ def test_parses(command):
         assert words[0] in verbs.VERBS
         return
     _, given = parse(verbs.verb(words[0]), words[1:])
+    configure(TrainConfig, given.get("train_options", {}), "--train")
+    name = given.get("encoder", "").removeprefix("random:")
+    if name.partition(".")[0] in encoders.families():
+        encoders.config(name, given.get("encoder_options"))
     if words[0] == "pretrain":
         recipes.config(words[1], given.get("recipe_options"))
-        encoders.config(given["encoder"], given.get("encoder_options"))
-        configure(TrainConfig, given.get("train_options", {}), "--train")
+    if words[0] == "evaluate":
+        tasks.config("segmentation", given.get("task_options"))
+    if words[0] == "fit":
+        short = {name: given[name] for name in ("holdout", "side", "gaussians", "exposure") if name in given}
+        configure(FitConfig, {**given.get("fit_options", {}), **short}, "--fit")
+        parse_shard(given.get("shard", "1/1"))
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[0] in CHEAP or "--help" in c])

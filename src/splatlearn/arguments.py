@@ -245,7 +245,7 @@ def _from_file(path: str, known: Mapping[str, Parameter], problems: list[str]) -
 
 def _over(path: str, file: Mapping[str, Any], flags: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     """Flags over a file. What a flag replaces goes: the options of a part that gets another name, and `seed` or
-    `steps` of the file where a flag sets that of the training loop."""
+    `steps` of the file where a flag sets that of the training loop, or the other way round."""
     if "preset" in file and flags.get("preset", file["preset"]) != file["preset"]:
         problems.append(
             f"--preset {flags['preset']}: --config {path} is of the preset {file['preset']} and holds its settings; "
@@ -253,7 +253,10 @@ def _over(path: str, file: Mapping[str, Any], flags: Mapping[str, Any], problems
         )
     renamed = {f"{name}_options" for name, value in flags.items() if name in file and value != file[name]}
     replaced = renamed | set(flags.get("train_options", {}))
-    return merge({name: value for name, value in file.items() if name not in replaced}, flags)
+    kept = {name: value for name, value in file.items() if name not in replaced}
+    if isinstance(training := kept.get("train_options"), Mapping):
+        kept["train_options"] = {name: value for name, value in training.items() if name not in flags}
+    return merge(kept, flags)
 
 
 def _checked(value: Any, parameter: Parameter, problems: list[str]) -> Any:

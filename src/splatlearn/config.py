@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from splatlearn.errors import ConfigError, nearest
@@ -200,3 +202,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def user_cache() -> Path:
+    """`$XDG_CACHE_HOME/splatlearn`, else `~/.cache/splatlearn`: what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "splatlearn"

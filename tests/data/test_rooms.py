@@ -324,9 +324,9 @@ class TestFrames:
         near, far = measured & (clean < clean.quantile(0.2)), measured & (clean > clean.quantile(0.8))
         assert error[far].mean() > 1.5 * error[near].mean() > 0
 
-    def test_label_maps_match_the_surface(self, exact: RoomsScene) -> None:
+    def test_instance_maps_match_the_surface(self, exact: RoomsScene) -> None:
         views = list(range(0, 12, 3))
-        frames, labels = exact.frames(views, SIZE), exact.label_maps(views, SIZE)
+        frames, labels = exact.frames(views, SIZE), exact.instance_labels[exact.instance_maps(views, SIZE)]
         low = exact.points().xyz[:, 2].max() - 0.1
         xyz = frames.cameras.unproject(frames["depth"])
         ground, ceiling = (xyz[labels == CLASSES.index(name)][:, 2] for name in ("floor", "ceiling"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from splatlearn.ops import _neighbor_kernels, compilation, neighbors
+from splatlearn.verbs import doctor
 
 PACKAGE = Path(compilation.__file__).parents[1]
 SOURCE = Path(__file__)
@@ -34,10 +35,16 @@ def test_beside_the_source_and_named_after_the_contents(monkeypatch, tmp_path):
 
 def test_read_only_install_falls_back_to_the_user_and_then_to_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(compilation.config, "CACHE_DIR", "")
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.setattr(compilation, "writable", lambda folder: tmp_path in folder.parents)
-    folder = compilation.cache_folder(SOURCE)
-    assert folder is not None and folder.parent == tmp_path / ".cache" / "splatlearn" / "kernels"
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: tmp_path in Path(path, "x").parents)
+    for variable, value, below in (("HOME", tmp_path, ".cache"), ("XDG_CACHE_HOME", tmp_path / "caches", "caches")):
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setenv(variable, str(value))
+        compilation.cache_folder.cache_clear()
+        folder = compilation.cache_folder(SOURCE)
+        assert folder is not None and folder.parent == tmp_path / below / "splatlearn" / "kernels"
+        assert dict(doctor._folders())["compiled kernels"].startswith(f"{folder.parent}")
     compilation.cache_folder.cache_clear()
     monkeypatch.setattr(compilation, "writable", lambda folder: False)
     assert compilation.cache_folder(SOURCE) is None

@@ -200,6 +200,13 @@ class TestRelocation:
         assert counts == [42, 44, 45, 45, 45, 45]
         assert bool((module.gaussians().opacities >= 0.0049).all())
 
+    @pytest.mark.parametrize(("growth", "expected"), [(0.05, 4), (0.5, 4), (1.0, 6), (0.0, 3)])
+    def test_a_few_grow_too(self, growth, expected):
+        module = splats(3, cap=6)
+        set_opacities(module, dict.fromkeys(range(3), 0.5))
+        module.relocate(optimizer_of(module), ChainOptions(growth=growth))
+        assert len(module) == expected
+
     def test_rows_not_in_use_are_no_source(self):
         module = splats(40, cap=60)
         with torch.no_grad():

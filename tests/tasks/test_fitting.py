@@ -16,6 +16,7 @@ from splatlearn.splatting.optimize import ChainOptions
 from splatlearn.splatting.render import DEPTHS, RenderOptions
 from splatlearn.structures import Cameras, Frames, Points
 from splatlearn.tasks.fit_corrections import Corrections, exposed, moved
+from splatlearn.tasks.fit_splits import joined
 from splatlearn.tasks.fit_start import start
 from splatlearn.tasks.fit_views import FitData, Photographs, Shots, held_out
 from splatlearn.tasks.fitting import FitConfig, SceneFit
@@ -112,6 +113,60 @@ class TestHoldout:
     def test_nearest(self):
         assert [data(Wall()).nearest(view, 2.0)[0] for view in (0, 4, 8)] == [1, 3, 7]
         assert data(Wall()).nearest(8, 2.0) == [7, 6, 5, 3, 2, 1]
+
+
+class Part(Wall):
+    """One split of a wall, as a reader gives it."""
+
+    def __init__(self, split: str, views: int, name: str = "wall") -> None:
+        super().__init__(views, cloud=split == "train")
+        self.split, self.name = split, f"{name}/{split}"
+        self.read: list[tuple[int, ...]] = []
+
+    def frames(self, views, size) -> Frames:
+        self.read.append(tuple(views))
+        return super().frames(views, size)
+
+
+class TestSplits:
+    """What the source calls test views is measured, so that numbers can be compared with published ones."""
+
+    def test_test_is_measured_and_train_fitted_to(self):
+        test, train, val = parts = [Part("test", 3), Part("train", 4), Part("val", 2)]
+        (scene,) = joined(parts)
+        assert (scene.name, len(scene.cameras), len(scene.points())) == ("wall", 9, 500)
+        assert "the source states a split of its views: 3 test, 4 train, 2 val" in scene.notes
+        views = data(scene, "auto")
+        assert (views.trained, views.held_out, views.validated) == ([3, 4, 5, 6], [0, 1, 2], [0, 1, 2])
+        for view, part, row in ((1, test, 1), (3, train, 0), (8, val, 1)):
+            frames = scene.frames([view], (40, 30))
+            assert part.read == [(row,)]
+            torch.testing.assert_close(frames.cameras.world_to_camera[0], part.cameras.world_to_camera[row])
+        assert scene.frames([0, 8], (40, 30)).counts == (2,)
+        facts = SceneFit(small(holdout="auto"), scene, 0).describe()
+        assert facts["views"] == {"train": 4, "held_out": 3}
+
+    def test_val_without_test(self):
+        views = data(joined([Part("train", 4), Part("val", 2)])[0], "auto")
+        assert (views.trained, views.held_out) == ([0, 1, 2, 3], [4, 5])
+
+    def test_another_rule_goes_over_all_views(self):
+        views = data(joined([Part("train", 6), Part("test", 2)])[0], "every:4")
+        assert views.held_out == [0, 4]
+
+    def test_without_a_split(self):
+        assert data(Wall(), "auto").held_out == data(Wall(), "every:8").held_out == [0, 8]
+
+    def test_too_few(self):
+        with pytest.raises(BadData, match="split has 1 view to fit to"):
+            data(joined([Part("train", 1), Part("test", 5)])[0], "auto").trained  # noqa: B018
+
+    def test_what_is_no_split_of_one_capture(self):
+        alone, other = Part("train", 3), Part("test", 3, "room")
+        sequence, odd = Wall(), Part("test", 2, "odd")
+        sequence.split = "train"
+        scenes = [alone, sequence, other, odd, Part("val", 2, "odd")]
+        assert joined(scenes) == scenes
 
 
 class TestPhotographs:
@@ -276,6 +331,12 @@ class TestCorrections:
 
 
 class TestSteps:
+    def test_what_is_told_is_what_is_written(self):
+        fit = SceneFit(small(), Wall(), 0)
+        with torch.no_grad():
+            fit.splats.logits[:7] = -20.0
+        assert fit.describe()["gaussians_per_sample"] == len(fit.gaussians()) == 293
+
     def test_losses(self):
         fit = SceneFit(small(), Wall(), 0)
         view = fit.data.scenes("train")["all"][0]

@@ -87,6 +87,26 @@ class TestEncode:
         run(tmp_path)
         assert sorted(read) == ["patch0", "patch0", "patch1", "patch1", "patch2", "patch2"]
 
+    @pytest.mark.parametrize("wrong", [BadData("the last is damaged"), KeyboardInterrupt()])
+    def test_what_was_stopped_can_be_repeated(self, tmp_path, monkeypatch, wrong):
+        read, calls = worlds.PatchScene.points, []
+
+        def points(scene):
+            calls.append(scene.name)
+            if len(calls) == 6:  # three to look at, then the third to encode
+                raise wrong
+            return read(scene)
+
+        monkeypatch.setattr(worlds.PatchScene, "points", points)
+        with pytest.raises(type(wrong)):
+            run(tmp_path)
+        assert not list(tmp_path.iterdir())
+        assert len(run(tmp_path).files) == 3
+
+    def test_what_has_no_effect_on_clouds_is_told(self, tmp_path):
+        with pytest.warns(UserWarning, match="--size and --every have no effect: --data patches has clouds"):
+            run(tmp_path, size=(4, 3), every=2)
+
     def test_nothing_is_overwritten(self, tmp_path):
         (tmp_path / "patch2.npy").write_bytes(b"mine")
         with pytest.raises(UserError, match=r"patch2.npy exist and are not overwritten"):

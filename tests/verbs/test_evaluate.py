@@ -2,9 +2,11 @@ import json
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from splatlearn import registry
+from splatlearn.cli import main
 from splatlearn.config import to_options
 from splatlearn.engine.checkpoint import describe_encoder
 from splatlearn.errors import UserError
@@ -85,6 +87,30 @@ class TestEvaluate:
         typed = {name: str(value) for name, value in FAST.items()}
         again = run(run=tmp_path / "probe", data_options={"scenes": "6"}, task_options=typed)
         assert again.metrics == first.metrics
+
+    def test_its_own_settings_do_it_again(self, tmp_path):
+        """And flags win over them."""
+        words = [
+            "--encoder",
+            "random:pointwise",
+            "--data",
+            "patches",
+            "--preset",
+            "tiny",
+            "--steps",
+            "2",
+            "--seed",
+            "3",
+        ]
+        words += ["--encoder.width", "10", *(word for name, n in FAST.items() for word in (f"--task.{name}", str(n)))]
+        first, again, other = (tmp_path / name for name in ("first", "again", "other"))
+        assert main(["evaluate", *words, "--run", str(first)]) == 0
+        config = ["evaluate", "--config", str(first / "config.yaml")]
+        assert main([*config, "--run", str(again)]) == 0
+        assert (again / "config.yaml").read_bytes() == (first / "config.yaml").read_bytes()
+        assert main([*config, "--run", str(other), "--seed", "4", "--steps", "1"]) == 0
+        settings = yaml.safe_load((other / "config.yaml").read_text())
+        assert (settings["seed"], settings["train"]["seed"], settings["train"]["steps"]) == (4, 4, 1)
 
     def test_global_generator_is_left_alone_by_new_weights(self):
         torch.manual_seed(0)

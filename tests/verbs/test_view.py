@@ -63,6 +63,10 @@ def error(capsys, *words):
 
 
 class TestPicture:
+    def test_what_is_of_the_page_is_told(self, splat, tmp_path):
+        with pytest.warns(UserWarning, match="--port has no effect: --picture opens no page"):
+            drawn(splat, tmp_path / "out.png", port=8090)
+
     def test_a_gaussian_scene(self, splat, tmp_path):
         picture, told = drawn(splat, tmp_path / "a" / "out.png")
         assert picture.shape == (72, 96, 3)

@@ -77,10 +77,10 @@ def read_color(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            if size is not None:
-                image.draft("RGB", size)
+            drafted = None if size is None else image.draft("RGB", size)
             rgb = image.convert("RGB")
-            return np.asarray(rgb if size in (None, rgb.size) else _resize(rgb, size))
+            box = drafted[1] if drafted else (0, 0, *rgb.size)  # sides of a reduced JPEG are rounded up, its box is not
+            return np.asarray(rgb if size is None or box == (0, 0, *size) else _resize(rgb, size, box))
     except _FAILURES as error:
         raise UnreadableImage(f"cannot be decoded ({_short(error)})") from error
 
@@ -145,9 +145,9 @@ def _nearest(f_from: float, c_from: float, f_to: float, c_to: float, native: int
     return np.where((index >= 0) & (index < native), index, -1)
 
 
-def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _resize(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
     larger = size[0] > image.width or size[1] > image.height
-    return image.resize(size, Image.Resampling.BILINEAR if larger else Image.Resampling.BOX)
+    return image.resize(size, Image.Resampling.BILINEAR if larger else Image.Resampling.BOX, box)
 
 
 def _decode(path: Path) -> np.ndarray:

@@ -16,6 +16,8 @@ from typing import Any
 import numba
 from numba.core import config as _config
 
+from splatlearn.config import user_cache
+
 config: Any = _config  # its settings are made at run time
 
 
@@ -44,7 +46,7 @@ def cache_folder(*sources: Path) -> Path | None:
     for path in sources:
         digest.update(path.read_bytes())
     name = f"splatlearn-{digest.hexdigest()[:16]}"
-    places = [sources[0].parent / "__pycache__", Path.home() / ".cache" / "splatlearn" / "kernels"]
+    places = [sources[0].parent / "__pycache__", user_cache() / "kernels"]
     if config.CACHE_DIR:
         places = [Path(config.CACHE_DIR)]
     return next((place / name for place in places if writable(place / name)), None)

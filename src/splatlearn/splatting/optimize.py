@@ -39,7 +39,8 @@ class ChainOptions:
         start: share of the run before the first (MCMC: 500 of 30,000 steps).
         stop: share of the run after which none is relocated (MCMC: 25,000 of 30,000 steps).
         dead: opacity at and below which a Gaussian is dead (MCMC: 0.005).
-        growth: share of the Gaussians that each relocation adds, until the cap is reached (MCMC: 0.05).
+        growth: share of the Gaussians that each relocation adds, one at least unless it is 0, until the cap is reached
+            (MCMC: 0.05).
         noise: the noise of a step in covariances of the Gaussian, at a learning rate of 1 of the places (MCMC:
             5e5); 0 is none.
     """
@@ -171,7 +172,8 @@ class Splats(nn.Module):
         """
         used, opacities = len(self), self.opacities
         dead = (opacities <= options.dead).nonzero().squeeze(1)
-        target = min(len(self.logits), int(used * (1 + options.growth)))
+        more = max(int(used * (1 + options.growth)), used + (options.growth > 0))
+        target = min(len(self.logits), more)
         added = torch.arange(used, max(target, used), device=opacities.device)
         chances = opacities.clone()
         chances[dead] = 0

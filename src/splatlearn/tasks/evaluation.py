@@ -159,21 +159,17 @@ def run_probe(
         "data": dict(trial.source.options),
         "encoder": dict(encoder_options or {}),
     }
+    kept = run and resolved.origin == "run"  # a path says nothing of the weights that lie there
+    weights = {"weights": encoder_digest(Path(name))} if kept else {}
     settings = {
         "task": trial.task,
         "probe": trial.probe,
         "labels": trial.labels,
-        "encoder": name,
-        "data": trial.source.name,
-        "options": {
-            "task": to_options(trial.config),
-            "data": trial.source.resolved(),
-            "encoder": options["encoder"],
-        },
+        "encoder": {"name": name, "options": options["encoder"], **weights},
+        "data": {"name": trial.source.name, "options": trial.source.resolved()},
+        "task_options": to_options(trial.config),
         "seed": trial.seed,
     }
-    if run and resolved.origin == "run":  # a path says nothing of the weights that lie there
-        settings["weights"] = encoder_digest(Path(name))
     with TemporaryDirectory() as temporary:
         summary = train(task, config, run or Path(temporary) / "run", settings=settings, show=show)
     numbers = summary.metrics

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from splatlearn.data.scene import Rejected, Scene
 from splatlearn.errors import BadData, ConfigError
-from splatlearn.structures import Batch, Frames
+from splatlearn.structures import Batch, Cameras, Frames
+from splatlearn.tasks.fit_splits import PARTS
 
 LOOK_BACK = 8
 """Without held-out views every eighth training view is looked at instead."""
@@ -142,15 +143,17 @@ class Photographs:
 def parse_holdout(rule: str) -> tuple[str, int]:
     """Kind and number of `every:N` (the first of every N views), `block:N` (N in a row, in the middle) or `none`.
 
+    `auto` is `every:8`, where the source states no split.
+
     Raises:
         ConfigError: no such rule.
     """
-    kind, _, number = rule.partition(":")
+    kind, _, number = ("every:8" if rule == "auto" else rule).partition(":")
     least = {"every": 2, "block": 1}.get(kind)
     if rule == "none":
         return "none", 0
     if least is None or not number.isdecimal() or int(number) < least:
-        raise ConfigError(f"holdout: every:N (N >= 2), block:N (N >= 1) or none is needed, got {rule!r}")
+        raise ConfigError(f"holdout: auto, every:N (N >= 2), block:N (N >= 1) or none is needed, got {rule!r}")
     return kind, int(number)
 
 
@@ -178,13 +181,37 @@ def held_out(rule: str, views: int) -> np.ndarray:
     return chosen
 
 
+def divide(rule: str, cameras: Cameras) -> tuple[np.ndarray, np.ndarray]:
+    """Which views are fitted to, and which are measured.
+
+    Args:
+        rule: as `parse_holdout` reads it; `auto` follows `split` where the cameras have it: `test` is measured, and
+            `val` is left out, or measured where there is no `test`.
+        cameras: V views.
+
+    Returns:
+        (V) bool each.
+
+    Raises:
+        ConfigError: no such rule.
+        BadData: fewer than two views would be left to fit to.
+    """
+    if rule != "auto" or "split" not in cameras:
+        held = held_out(rule, len(cameras))
+        return ~held, held
+    train, val, test = (cameras["split"].numpy() == part for part in range(len(PARTS)))
+    if train.sum() < 2:
+        raise BadData(f"--holdout auto: the source's split has {train.sum()} view to fit to; two or more are needed")
+    return train, test if test.any() else val
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitData:
     """Single views of one scene.
 
     Args:
         photographs: the frames.
-        holdout: rule of `held_out`.
+        holdout: rule of `divide`.
     """
 
     photographs: Photographs
@@ -193,13 +220,17 @@ class FitData:
     @cached_property
     def trained(self) -> list[int]:
         """Views that are fitted to."""
-        return np.flatnonzero(~held_out(self.holdout, len(self.photographs))).tolist()
+        return np.flatnonzero(divide(self.holdout, self.photographs.cameras)[0]).tolist()
+
+    @cached_property
+    def held_out(self) -> list[int]:
+        """Views that are measured and not fitted to."""
+        return np.flatnonzero(divide(self.holdout, self.photographs.cameras)[1]).tolist()
 
     @cached_property
     def validated(self) -> list[int]:
         """Views that are measured: those held out, or some that are fitted to where none is."""
-        found = np.flatnonzero(held_out(self.holdout, len(self.photographs))).tolist()
-        return found or self.trained[::LOOK_BACK]
+        return self.held_out or self.trained[::LOOK_BACK]
 
     def scenes(self, split: str) -> Mapping[str, Sequence[Scene]]:
         """A scene a view."""

@@ -76,7 +76,8 @@ class FitConfig:
         degree: of the spherical harmonics, 0 to 4 (3DGS: 3).
         degree_every: steps until the colours may use the next degree (3DGS: 1000 of 30,000).
         holdout: views that are measured and not fitted to: `every:N`, the first of every N; `block:N`, N in a row in
-            the middle; `none`.
+            the middle; `none`; `auto`, the split that the source states (its `test`, or else its `val`), and `every:8`
+            where it states none.
         ssim: weight of 1 - SSIM; the mean absolute error has the rest (3DGS: 0.2).
         depth: weight of the relative error of the rendered depth, where depth was measured (our default).
         opacity: weight of the mean opacity, which keeps Gaussians from hiding behind others (3DGS-MCMC: 0.01).
@@ -95,7 +96,7 @@ class FitConfig:
     random: int = 20_000
     degree: int = 2
     degree_every: int = 500
-    holdout: str = "every:8"
+    holdout: str = "auto"
     ssim: float = 0.2
     depth: float = 0.1
     opacity: float = 0.01
@@ -103,7 +104,7 @@ class FitConfig:
     refine_poses: bool = False
     exposure: bool = False
     chain: ChainOptions = ChainOptions()
-    render: RenderOptions = RenderOptions()
+    render: RenderOptions = RenderOptions(depth="normalized")
     room: float = 4096.0
 
     def __post_init__(self) -> None:
@@ -122,6 +123,15 @@ class FitConfig:
                 f"room: zero or more is needed, got {self.room}": 0 <= self.room < inf,
             }
         )
+
+    def idle(self) -> dict[str, str]:
+        """Settings that have no effect beside the others, and why."""
+        reasons = {"render.depth": "the depth of a fit is always normalized"}
+        if self.degree == 0:
+            reasons["degree_every"] = "there is no degree above --fit.degree 0"
+        if self.init in ("depth", "points"):
+            reasons["random"] = f"the start is of {self.init}"
+        return reasons
 
 
 class SceneFit(Trainable[Shots]):
@@ -252,13 +262,13 @@ class SceneFit(Trainable[Shots]):
         return pictures
 
     def describe(self) -> dict[str, Any]:
-        """How many Gaussians and views, and where the Gaussians began."""
+        """How many Gaussians, without what has become invisible, and views, and where the Gaussians began."""
         return {
-            "gaussians_per_sample": len(self.splats),
+            "gaussians_per_sample": len(self.gaussians()),
             "init": self.way,
             "views": {
                 "train": len(self.views.trained),
-                "held_out": int(len(self.views.photographs) - len(self.views.trained)),
+                "held_out": len(self.views.held_out),
             },
             "size": list(self.views.photographs.size),
         }

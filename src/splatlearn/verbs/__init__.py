@@ -1,9 +1,11 @@
 """The verbs of the command line, one typed function each. Their modules import nothing heavy at the top."""
 
+import json
 import os
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,17 @@ def check_size(size: tuple[int, int]) -> None:
         raise ConfigError(f"--size: a width and height of 1 or more are needed, got {size[0]},{size[1]}")
 
 
+def warn_idle(given: Mapping[str, bool], reason: str) -> None:
+    """One warning about the flags that were given and have no effect, if there are any.
+
+    Args:
+        given: flag -> whether it was.
+        reason: why they have none.
+    """
+    if flags := [flag for flag, there in given.items() if there]:
+        warnings.warn(f"{' and '.join(flags)} {'has' if len(flags) == 1 else 'have'} no effect: {reason}", stacklevel=3)
+
+
 def output_file(path: Path, flag: str) -> Path:
     """A file that a verb is to write, `~` expanded; asked before the work, so that nothing is done in vain.
 
@@ -59,6 +72,39 @@ def output_file(path: Path, flag: str) -> Path:
     if not os.access(there, os.W_OK):
         raise UserError(f"{flag} {path}: {there} is not writable")
     return path
+
+
+def check_parent(path: Path, flag: str, runs: Mapping[str, Path]) -> None:
+    """Whether runs may be put, or continued, in a folder; writes nothing.
+
+    Args:
+        path: the folder.
+        flag: that gave it, for the message (`--run`).
+        runs: name -> folder of those that it is for; `status.json` knows them by these names.
+
+    Raises:
+        UserError: it is a file or a run itself, or holds something and none of the runs.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{flag} {path}: this is a file; name a folder")
+    there = sorted(p.name for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
+    if "config.yaml" in there:
+        raise UserError(f"{flag} {path}: this is the folder of one run, and here are {len(runs)}; name another folder")
+    ours = any(run.is_dir() for run in runs.values()) or not runs.keys().isdisjoint(_recorded(path))
+    if there and not ours:
+        shown = ", ".join(there[:5])
+        raise UserError(
+            f"{flag} {path}: the folder exists and holds none of these {len(runs)} runs, but {shown}; nothing is "
+            "put among other things, name another folder"
+        )
+
+
+def _recorded(folder: Path) -> set[str]:
+    """Names of the runs in a folder's `status.json`, or in those of all shares."""
+    try:
+        return {status["name"] for file in folder.glob("status*.json") for status in json.loads(file.read_bytes())}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def columns(rows: Iterable[tuple[str, str]], left: int = 30, width: int = 0) -> str:

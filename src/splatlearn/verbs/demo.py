@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splatlearn.verbs import check_parent
+
 if TYPE_CHECKING:
     from splatlearn.verbs.pretrain import Job
 
@@ -44,19 +46,22 @@ def demo(*, out: Path = Path("demo"), seed: int = 0, steps: int = 110) -> str:
         The verdict and where the report is.
 
     Raises:
-        UserError: a run failed.
+        UserError: a run failed, `out` holds other things, or the cache cannot be written.
     """
     from rich.console import Console
 
+    from splatlearn.data.rooms.cache import WORKSHOP
     from splatlearn.engine.loop import train
     from splatlearn.engine.report import preview, write_report
     from splatlearn.verbs.evaluate import evaluate_table
 
-    tell = Console(stderr=True).print
+    tell, out = Console(stderr=True).print, Path(out).expanduser()
     runs = {out / f"gs3-seed{seed + k}": _plan(steps, seed + k) for k in range(SEEDS)}
     frozen = out / "random-frozen"
-    tell("making furnished rooms and compiling kernels (once; both are cached)")
+    check_parent(out, "--out", {str(run): run for run in (*runs, frozen)})
     first = next(iter(runs.values()))
+    WORKSHOP.root(first.source.reader().config.recipe)  # told before kernels are compiled
+    tell("making furnished rooms and compiling kernels (once; both are cached)")
     with ThreadPoolExecutor(1) as beside:
         compiled = beside.submit(_compile)
         first.source.scenes()

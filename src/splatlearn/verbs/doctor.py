@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from splatlearn import __version__
+from splatlearn.config import user_cache
 from splatlearn.errors import ConfigError, nearest
 from splatlearn.registry import Registry
 from splatlearn.verbs import columns
@@ -160,12 +161,12 @@ def _torch_cuda() -> str:
 
 
 def _folders() -> Rows:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    hub = Path(os.environ.get("HF_HUB_CACHE", Path(os.environ.get("HF_HOME", cache / "huggingface")) / "hub"))
+    cache = user_cache()
+    hub = Path(os.environ.get("HF_HUB_CACHE", Path(os.environ.get("HF_HOME", cache.parent / "huggingface")) / "hub"))
     beside = Path(__file__).parents[1] / "splatting" / "kernels"
-    compiled = beside / "__pycache__" if os.access(beside, os.W_OK) else cache / "splatlearn" / "kernels"
+    compiled = beside / "__pycache__" if os.access(beside, os.W_OK) else cache / "kernels"
     return [
-        ("worlds", _folder(Path(os.environ.get("SPLATLEARN_CACHE") or cache / "splatlearn").expanduser())),
+        ("worlds", _folder(Path(os.environ.get("SPLATLEARN_CACHE") or cache).expanduser())),
         ("model weights", _folder(hub)),
         ("compiled kernels", _folder(Path(os.environ.get("NUMBA_CACHE_DIR", compiled)))),
         ("temporary files", _folder(Path(tempfile.gettempdir()))),

@@ -3,11 +3,12 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from splatlearn.verbs import check_size
+from splatlearn.verbs import check_size, warn_idle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +70,8 @@ def encode(
     A scene with a point cloud gives one file. A recording without one gives a file per frame, whose points are
     the pixels with depth in row-major order; npz and safetensors then hold `pixel` (y * width + x) too. No labels
     are needed, no point is left out, and a file that exists is never overwritten. A frame that cannot be read gives
-    no file; `encode.json` lists it with the reason.
+    no file; `encode.json` lists it with the reason. Files appear when all are made, so that what was stopped can be
+    repeated.
 
     Args:
         encoder: run folder, or random:NAME.
@@ -113,9 +115,14 @@ def encode(
         check_inputs(module, channels, f"--data {data} ({job.name})", job.scene.up)
     jobs = [job for part in parts for job in part.jobs]
     named = dict(zip(_output_names(jobs, format, out), jobs, strict=True))
+    if all(job.view < 0 for job in jobs):
+        warn_idle({"--size": size is not None, "--every": every != 1}, f"--data {data} has clouds, and no frames")
     out.mkdir(parents=True, exist_ok=True)
     about = {"encoder": encoder, "inputs": list(module.config.inputs), "levels": levels, "data": data}
-    result = _encode_all(module, named, levels, format, out)
+    with TemporaryDirectory(prefix=".encode-", dir=out) as beside:
+        result = replace(_encode_all(module, named, levels, format, Path(beside)), folder=out)
+        for name in result.files:
+            Path(beside, name).rename(out / name)
     facts = {**about, "channels": result.channels, "files": result.files, "skipped": result.skipped}
     replace_file(out / MANIFEST, json.dumps(facts, indent=2) + "\n")
     return result
@@ -280,22 +287,20 @@ def _output_names(jobs: list[_Job], suffix: str, out: Path) -> list[str]:
 
 
 def _write(path: Path, points: "Points", features: "Tensor", format: Format) -> None:
-    """Written beside its place and renamed, so that a file that is there is whole."""
+    """Written anew."""
     import numpy as np
     from safetensors.numpy import save
 
     arrays = {"features": features.numpy(), "xyz": points.xyz.cpu().numpy()}
     if "pixel" in points:
         arrays["pixel"] = points["pixel"].cpu().numpy()
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with path.open("wb") as file:
         if format == "npy":
             np.save(file, arrays["features"])
         elif format == "npz":
             np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
         else:
             file.write(save(arrays))
-    partial.rename(path)
 
 
 def _tensor(value: Any, name: str, rows: int) -> "Tensor":

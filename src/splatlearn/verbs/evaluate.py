@@ -161,7 +161,8 @@ def _trial(
 
     problems.require(0 < labels <= 1, f"--labels: a share in (0, 1] is needed, got {labels}")
     problems.require(steps is None or steps >= 1, f"--steps: 1 or more is needed, got {steps}")
-    problems.require("seed" not in (train_options or {}), "--train.seed: a probe has one seed; give --seed")
+    one = (train_options or {}).get("seed", seed) == seed
+    problems.require(one, "--train.seed: a probe has one seed; give --seed")
     trial = Trial(
         task=f"{task.partition('.')[0]}.{task.partition('.')[2] or preset}",
         source=Source(name=data, options=dict(data_options or {})),

@@ -1,8 +1,11 @@
 """`fit`: posed frames to a 3D Gaussian scene; many scenes one after another, side by side, in shares, or on Ray."""
 
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from splatlearn.verbs import warn_idle
 
 if TYPE_CHECKING:
     from splatlearn.verbs.fit_scenes import Fits, Plan
@@ -41,7 +44,8 @@ def fit(
         data: a folder of recordings, or a world's name.
         run: folder of the run; one that is there is continued.
         scene: only the scene of this name; by default all.
-        holdout: views to measure and not to fit to: every:N, block:N (in the middle), or none; every:8 by default.
+        holdout: views to measure and not to fit to: every:N, block:N (in the middle), none, or auto, the default: the
+            test (or else val) views of a source that states a split, and every:8 of another.
         side: longer side of the images in pixels; 320 by default.
         gaussians: at most so many; 150000 by default.
         refine_poses: also learn a small motion of each camera.
@@ -64,7 +68,8 @@ def fit(
 
     Raises:
         ConfigError: unknown names, unknown options and invalid values, all in one message.
-        UserError: data that cannot be used, a run folder with other settings, or a scene that failed in every attempt.
+        UserError: data that cannot be used, a folder with other settings or other things, or a scene that failed in
+            every attempt.
     """
     from splatlearn.verbs.fit_scenes import fit_scenes, parse_shard
 
@@ -80,6 +85,9 @@ def fit(
         fit_options={**(fit_options or {}), **{name: value for name, value in given.items() if value is not None}},
         train_options=train_options,
     )
+    for name, reason in plan.config.idle().items():
+        value = attrgetter(name)
+        warn_idle({f"--fit.{name}": value(plan.config) != value(type(plan.config)())}, reason)
     return fit_scenes(
         plan,
         Path(run).expanduser(),

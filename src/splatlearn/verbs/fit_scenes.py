@@ -21,7 +21,9 @@ from splatlearn.engine.runtime import is_main
 from splatlearn.engine.summary import Summary
 from splatlearn.errors import BadData, ConfigError, UserError, nearest
 from splatlearn.splatting.files import write_gaussians
+from splatlearn.tasks.fit_splits import joined
 from splatlearn.tasks.fitting import FitConfig, SceneFit
+from splatlearn.verbs import check_parent
 
 Where = Literal["local", "ray"]
 RESULTS = ("scene.ply", "report.html", "summary.json")
@@ -56,6 +58,10 @@ class Plan:
         """What `config.yaml` holds besides those of the loop."""
         data = {"name": self.source.name, "options": self.source.resolved()}
         return {"fit": to_options(self.config), "data": data, "scene": scene}
+
+    def folder(self, scene: str, run: Path) -> RunFolder:
+        """The run folder of a scene."""
+        return RunFolder(run, {**self.settings(scene), "train": to_options(self.train)})
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ def fit_scenes(
         raise ConfigError(f"--jobs: 1 or more is needed, and 1 and --on local under torchrun, got {jobs} on {on}")
     if retries < 0:
         raise ConfigError(f"--retries: 0 or more is needed, got {retries}")
-    scenes = plan.source.scenes()
+    scenes = joined(plan.source.scenes())
     if scene is not None:
         names = [one.name for one in scenes]
         if scene not in names:
@@ -129,9 +135,13 @@ def fit_scenes(
         return _only(plan, scenes[0], run) if share == 1 else Fits((), {})
     name = "status.json" if shares == 1 else f"status-{share}-of-{shares}.json"
     places = {scenes[0].name: run} if len(scenes) == 1 else _places([one.name for one in scenes], run, name)
+    if len(scenes) > 1:
+        check_parent(run, "--run", places)
+    mine = scenes[share - 1 :: shares]
+    _check_folders(plan, {one.name: places[one.name] for one in mine})
     backend = _backend(on, jobs)
     show = isinstance(backend, ThisProcess)
-    todo = [Job(one.name, partial(_fit, plan, one, places[one.name], show)) for one in scenes[share - 1 :: shares]]
+    todo = [Job(one.name, partial(_fit, plan, one, places[one.name], show)) for one in mine]
     record = run / name if len(scenes) > 1 and os.environ.get("RANK", "0") == "0" else None
     if record:
         run.mkdir(parents=True, exist_ok=True)
@@ -161,16 +171,32 @@ def fit_scene(
     Raises:
         UserError: the scene or the folder cannot be used.
     """
-    resume, settings = resume or plan.resume, plan.settings(scene.name)
-    RunFolder(run, {**settings, "train": to_options(plan.train)}).check(resume)
+    resume = resume or plan.resume
+    plan.folder(scene.name, run).check(resume)
     if all((run / name).is_file() for name in RESULTS):
         return Summary.read(run / "summary.json")
     fitted = SceneFit(plan.config, scene, plan.train.seed)
-    summary = train(fitted, plan.train, run, settings=settings, resume=resume, show=show)
+    summary = train(fitted, plan.train, run, settings=plan.settings(scene.name), resume=resume, show=show)
     if is_main():
         write_gaussians(fitted.gaussians(), run / "scene.ply", overwrite=True)
         write_report(run, preview(fitted))
     return summary
+
+
+def _check_folders(plan: Plan, places: Mapping[str, Path]) -> None:
+    """Asked before any scene is begun: later attempts continue whatever is there.
+
+    Raises:
+        UserError: the run folder of a scene is refused.
+    """
+    refused = []
+    for name, place in places.items():
+        try:
+            plan.folder(name, place).check(plan.resume)
+        except UserError as error:
+            refused.append(str(error))
+    if refused:
+        raise UserError(f"{refused[0]}\n({len(refused)} of {len(places)} folders are refused; nothing was begun)")
 
 
 def _fit(plan: Plan, scene: Scene, place: Path, show: bool, attempt: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from splatlearn.verbs import check_size, output_file
+from splatlearn.verbs import check_size, output_file, warn_idle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from splatlearn.structures import Cameras, Gaussians
     from splatlearn.verbs.view_scene import Shown
 
+HOST, PORT = "127.0.0.1", 8080
 Up = Literal["x", "y", "z", "-x", "-y", "-z"]
 
 
@@ -56,8 +57,8 @@ def view(
     camera: int | None = None,
     overlay: bool = False,
     up: Up = "z",
-    host: str = "127.0.0.1",
-    port: int = 8080,
+    host: str = HOST,
+    port: int = PORT,
     data_options: Mapping[str, Any] | None = None,
 ) -> Viewed:
     """Show a Gaussian scene or a cloud in the browser, or as a picture.
@@ -96,6 +97,7 @@ def view(
         import_viser()
     else:
         picture = _new_picture(picture)
+        warn_idle({"--host": host != HOST, "--port": port != PORT}, "--picture opens no page")
     shown = load_shown(data, scene, up, dict(data_options or {}))
     color = shown.check_choice(("rgb" if shown.colored else "height") if color == "auto" else color)
     looking = choose_view(shown, size, camera)

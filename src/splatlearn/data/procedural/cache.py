@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from splatlearn.config import user_cache
 from splatlearn.data.progress import progress
 from splatlearn.errors import UserError
 
@@ -26,9 +27,7 @@ _LOOK = 0.5
 def cache_root() -> Path:
     """`$SPLATLEARN_CACHE`, else `$XDG_CACHE_HOME/splatlearn`, else `~/.cache/splatlearn`."""
     own = os.environ.get("SPLATLEARN_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "splatlearn"
+    return Path(own).expanduser() if own else user_cache()
 
 
 def cores() -> int:
@@ -66,6 +65,22 @@ class Workshop:
     module: str
     fill: Callable[[Any, int, Path], None]
 
+    def root(self, recipe: BaseRecipe) -> Path:
+        """Where the parts of a recipe are, made where it is missing.
+
+        Raises:
+            UserError: the cache folder cannot be written.
+        """
+        name = f"v{self.version}-seed{recipe.seed}-{recipe.digest_of(self.version)}"
+        root = cache_root() / self.world / name
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the cache {root}: {error}; set SPLATLEARN_CACHE to another folder"
+            ) from error
+        return root
+
     def folder(self, root: Path, index: int) -> Path:
         """Where a part lies under the folder of its settings."""
         return root / f"{self.part}-{index:04d}"
@@ -81,14 +96,7 @@ class Workshop:
         Raises:
             UserError: the cache folder cannot be written, or a worker failed.
         """
-        name = f"v{self.version}-seed{recipe.seed}-{recipe.digest_of(self.version)}"
-        root = cache_root() / self.world / name
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write the cache {root}: {error}; set SPLATLEARN_CACHE to another folder"
-            ) from error
+        root = self.root(recipe)
         folders = [self.folder(root, index) for index in range(count)]
         missing = [index for index in range(count) if not folders[index].is_dir()]
         share = min(workers, (len(missing) + 1) // 2)

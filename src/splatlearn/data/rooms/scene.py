@@ -125,10 +125,6 @@ class RoomsScene(Scene):
         # Zero means "none" to the depth reader and is the floor here; both read back as 0.
         return read_nearest(self.folder, "instance", views, size, 1.0, PART).round().long()
 
-    def label_maps(self, views: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """(V H W) int64 class under each pixel centre, sensor holes included."""
-        return self.instance_labels[self.instance_maps(views, size)]
-
     def points(self) -> Points:
         """Every visible surface: `color` in [0, 1], `normal` towards the viewer, `label`, `instance`."""
         data = read_cached(self.folder, "cloud.npz", arrays, PART)

@@ -12,13 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-<<<<<<< HEAD
 from splatlearn.data.procedural.cache import BaseRecipe, Workshop, save_arrays
-=======
-from splatlearn.config import user_cache
-from splatlearn.data.progress import progress
-from splatlearn.errors import UserError
->>>>>>> main
 
 if TYPE_CHECKING:
     from splatlearn.data.rooms.capture import Recording
@@ -47,81 +41,8 @@ class Recipe(BaseRecipe):
         return self.digest_of(VERSION)
 
 
-<<<<<<< HEAD
 def fill_room(recipe: Recipe, index: int, folder: Path) -> None:
     """Makes one room in an empty folder."""
-=======
-def cache_root() -> Path:
-    """`$SPLATLEARN_CACHE`, else `$XDG_CACHE_HOME/splatlearn`, else `~/.cache/splatlearn`."""
-    own = os.environ.get("SPLATLEARN_CACHE")
-    return Path(own).expanduser() if own else user_cache()
-
-
-def rooms_folder(recipe: Recipe) -> Path:
-    """Where the rooms of a recipe are, made where it is missing.
-
-    Raises:
-        UserError: the cache folder cannot be written.
-    """
-    root = cache_root() / "rooms" / f"v{VERSION}-seed{recipe.seed}-{recipe.digest}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write the cache {root}: {error}; set SPLATLEARN_CACHE to another folder") from error
-    return root
-
-
-def ensure(recipe: Recipe, count: int, workers: int) -> list[Path]:
-    """The folders of rooms 0 to count - 1; missing ones are made, and progress is shown.
-
-    Args:
-        recipe: what they follow from.
-        count: rooms.
-        workers: processes that make rooms; the bytes do not depend on it.
-
-    Raises:
-        UserError: the cache folder cannot be written, or a worker failed.
-    """
-    root = rooms_folder(recipe)
-    folders = [root / f"room-{index:04d}" for index in range(count)]
-    missing = [index for index in range(count) if not folders[index].is_dir()]
-    share = min(workers, (len(missing) + 1) // 2)
-    with progress("making rooms", len(missing)) as tell:
-        if share <= 1:
-            for done, index in enumerate(missing, 1):
-                make_room(recipe, index, folders[index])
-                tell(done)
-        else:
-            with ThreadPoolExecutor(share) as pool:
-                jobs = [pool.submit(_in_process, recipe, root, missing[k::share]) for k in range(share)]
-                while wait(jobs, _LOOK).not_done:
-                    tell(sum(folders[index].is_dir() for index in missing))
-            for job in jobs:
-                job.result()
-    return folders
-
-
-def _in_process(recipe: Recipe, root: Path, indices: Sequence[int]) -> None:
-    """Makes rooms in a fresh interpreter: works from notebooks, from daemons, and without a guarded main module."""
-    order = json.dumps({"recipe": asdict(recipe), "root": str(root), "indices": list(indices)})
-    package_parent = str(Path(__file__).resolve().parents[3])
-    path = os.pathsep.join([package_parent, *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "splatlearn.data.rooms.worker"]
-    done = subprocess.run(command, input=order, text=True, capture_output=True, env=environment, check=False)
-    if done.returncode:
-        raise UserError(f"making rooms failed:\n{done.stderr[-2000:]}")
-
-
-def make_rooms(recipe: Recipe, root: Path, indices: Sequence[int]) -> None:
-    """Makes the rooms of these indices under `root`."""
-    for index in indices:
-        make_room(recipe, index, root / f"room-{index:04d}")
-
-
-def make_room(recipe: Recipe, index: int, folder: Path) -> None:
-    """Makes one room in a temporary folder beside `folder` and renames it; a folder that exists is kept."""
->>>>>>> main
     from splatlearn.data.rooms.capture import FIELD, record
     from splatlearn.data.rooms.cloud import sample_cloud
     from splatlearn.data.rooms.walk import walk

@@ -19,6 +19,8 @@ from splatlearn.errors import BadData, ConfigError
 from splatlearn.losses.distillation import unit
 from splatlearn.recipes.scalr import ScaLR, ScaLRConfig, ScaLRData, Scan, _Fit
 from splatlearn.structures import Cameras, Frames, Points
+from splatlearn.teachers.base import create_teacher
+from splatlearn.teachers.prepared import PreparedMaps
 from splatlearn.verbs.pretrain import Job, plan
 
 START = Progress(0, 1)
@@ -201,6 +203,27 @@ class TestRecipe:
         monkeypatch.setitem(recipe.forward.__globals__["LOSSES"], "unit-l2", lambda a, b: seen.append(b) or a.sum())
         recipe(batch, START)
         assert torch.equal(seen[0], rows)
+
+    def test_prepared_maps_are_what_the_teacher_gives(self, recipe, tmp_path):
+        (_, teacher, _), size = recipe.taught[0], recipe.config.size
+        maps = PreparedMaps.of(teacher, size, tmp_path / "maps")
+        maps.begin()
+        scenes = next(iter(recipe.data.scenes("train").values()))
+        for scene in scenes[:2]:
+            frames = scene.frames(range(len(scene.cameras)), size)
+            for view in range(len(frames)):
+                maps.write(scene.name, view, teacher(frames.rows(torch.tensor([view]))), view)
+        read = job(prepared=[str(tmp_path / "maps")]).build()
+        batch = batch_of(read)
+        assert "maps/timm.tiny" in batch.frames
+        plain = Scan.pack([*(recipe.data.sample(scenes[i], np.random.default_rng([7, i])) for i in range(2))])
+        assert torch.allclose(read.targets(batch)[0].float(), recipe.targets(plain)[0], atol=2e-2)
+
+    def test_prepared_maps_of_another_teacher(self, tmp_path):
+        other = create_teacher("squeezenet.tiny")
+        PreparedMaps.of(other, (112, 112), tmp_path / "maps").begin()
+        with pytest.raises(ConfigError, match=r"holds maps of squeezenet\.tiny, which does not teach here"):
+            job(prepared=[str(tmp_path / "maps")], size=[112, 112]).build()
 
     def test_several_teachers_have_a_head_each(self):
         taught = job(teachers={"timm.tiny": {}, "squeezenet.tiny": {}}, size=[112, 112]).build()

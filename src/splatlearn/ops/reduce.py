@@ -1,4 +1,4 @@
-"""Means that are exact over the ranks of a distributed run."""
+"""Sums and means that are exact over the ranks of a distributed run."""
 
 import torch
 import torch.distributed as dist
@@ -8,6 +8,27 @@ from torch import Tensor
 def world_size() -> int:
     """Processes of the run; 1 when nothing is distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Sum over ranks whose gradient is the sum of all ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def global_sum(value: Tensor) -> Tensor:
+    """Sum of `value` over ranks, differentiable: the gradient of every rank's use reaches every rank's input."""
+    return _AllReduceSum.apply(value) if world_size() > 1 else value
 
 
 def global_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -29,6 +29,7 @@ from splatlearn.ops.voxels import first_of_voxels
 from splatlearn.registry import recipes
 from splatlearn.structures import Batch, Cameras, Frames, Points
 from splatlearn.teachers.base import Teacher, create_teacher
+from splatlearn.teachers.prepared import PreparedMaps
 
 LOSSES = {"unit-l2": unit_distance, "cosine": cosine_distance, "cosine+smooth-l1": cosine_and_smooth_l1}
 
@@ -54,6 +55,7 @@ class ScaLRConfig:
             scans are split; where there are fewer than five, the last camera is kept.
         also: further data sets, name or path -> options of its reader; samples come from all by their number of scans.
         shares: share of each data set in the samples instead, by name or path.
+        prepared: folders of `splatlearn prepare`, whose maps are read instead of asking those teachers.
         shuffle: give every point the feature of another point of its image: a control, from which nothing but the
             images' means can be learnt.
     """
@@ -71,6 +73,7 @@ class ScaLRConfig:
     held_cameras: tuple[str, ...] = ()
     also: dict[str, dict[str, Any]] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
+    prepared: tuple[str, ...] = ()
     shuffle: bool = False
 
     def __post_init__(self) -> None:
@@ -122,6 +125,11 @@ class ScaLRData:
         """All data sets by name."""
         also = {name: Source(name=name, options=options) for name, options in self.config.also.items()}
         return {self.source.name: self.source, **also}
+
+    @cached_property
+    def prepared(self) -> tuple[PreparedMaps, ...]:
+        """Maps on disk."""
+        return tuple(map(PreparedMaps.read, self.config.prepared))
 
     def scenes(self, split: str) -> Mapping[str, Sequence[Scene]]:
         """Scans of `train` or `val` by data set: split by drive where the data say so, else at random."""
@@ -194,7 +202,7 @@ class ScaLRData:
         return transform
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "sources"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("sources", "prepared")}
 
 
 class CameraSubset(Scene):
@@ -248,6 +256,13 @@ class ScaLR(Recipe[Scan]):
         infos = [cast(Teacher, teacher).info for teacher in self.teachers]
         for name, info in zip(config.teachers, infos, strict=True):
             check_size(name, info.patch, config.size)
+        by_name = {cast(Teacher, teacher).name: cast(Teacher, teacher) for teacher in self.teachers}
+        for maps in self.data.prepared:
+            if maps.name not in by_name:
+                raise ConfigError(
+                    f"--recipe.prepared: {maps.folder} holds maps of {maps.name}, which does not teach here"
+                )
+            maps.check(by_name[maps.name], config.size)
         width = student.channels[0]
         self.heads = nn.ModuleList(Head(config.projector, width, info.channels[-1]) for info in infos)
 

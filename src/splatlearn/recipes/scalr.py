@@ -170,7 +170,11 @@ class ScaLRData:
             raise Rejected("a camera that sees no point", name)
         wanted = {"pixel", *self.student.inputs} & set(points.attributes)
         points = replace(points, attributes={name: points[name] for name in sorted(wanted)})
-        return Scan(names=(name,), points=self.student.precompute(points), frames=scene.frames([view], config.size))
+        frames = scene.frames([view], config.size)
+        number = scene.views[view] if isinstance(scene, CameraSubset) else view
+        for maps in self.prepared:
+            frames = maps.attach(frames, scene.name, [number])
+        return Scan(names=(name,), points=self.student.precompute(points), frames=frames)
 
     def _thin(self, points: Points, rng: np.random.Generator) -> Points:
         """One point a voxel: a random one in training, else the first."""

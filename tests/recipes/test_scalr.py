@@ -270,8 +270,7 @@ class TestRun:
         planned = job(60)
         trained = planned.build()
         summary = train(trained, planned.train, tmp_path / "run", settings=planned.settings)
-        losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-        assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:5])
+        assert summary.metrics["val_cosine_centred"] > 0.2  # what is not trained is near 0
         assert {"val_distance", "val_cosine", "val_cosine_centred", "val_r2"} <= set(summary.metrics)
         assert load_encoder(tmp_path / "run").name == "waffleiron.tiny"
         pictures = preview(trained)

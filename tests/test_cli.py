@@ -104,6 +104,7 @@ evaluate
   --probe linear|decoder|finetune
   --preset TEXT
   --labels X
+  --robustness
   --steps N
   --seed N
   --json FILE

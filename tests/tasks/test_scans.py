@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from splatlearn import registry
+from splatlearn.data.corruptions import CORRUPTIONS
 from splatlearn.data.scene import Scene, Source
 from splatlearn.encoders.base import PointEncoderConfig
 from splatlearn.errors import BadData, UserError
 from splatlearn.structures import Points
 from splatlearn.tasks.base import resolve_encoder
-from splatlearn.tasks.clouds import CloudData, HeldData, distort_scan, keep_clouds
+from splatlearn.tasks.clouds import Cloud, CloudData, HeldData, distort_scan, keep_clouds
+from splatlearn.tasks.robustness import under_corruptions
 from splatlearn.tasks.segmentation import Segmentation, SegmentationConfig
 
 ENCODER = registry.encoders.config("waffleiron.tiny")
@@ -151,3 +153,35 @@ def test_the_lidar_presets_are_scalrs():
     assert (config.voxel, config.crop, config.lovasz, config.label_unit) == (0.1, 20000, 1.0, "clouds")
     assert Segmentation.training(config, "finetune")["layer_decay"] == 0.99
     assert Segmentation.training(config, "linear")["layer_decay"] == 1.0
+
+
+class TestRobustness:
+    def test_a_trained_task_under_corruptions(self):
+        encoder = resolve_encoder("random:waffleiron.tiny").encoder
+        made = source(tuple(Turn(number, points=200) for number in range(5)))
+        config = registry.tasks.config("segmentation.lidar", {"tuning": 0.0})
+        task = Segmentation(config, encoder=encoder, source=made)  # pyright: ignore
+        clean = task.evaluate(made_whole(task))["miou"]  # chooses the probe's layer, too
+        told: list[str] = []
+        table = under_corruptions(task, made, 0, told.append)
+        assert len(told) == 25 and set(table.corrupted) == set(CORRUPTIONS)
+        assert table.clean == pytest.approx(clean)
+        assert table.metrics["mrr"] > 0 and "mce" not in table.metrics
+
+    def test_clouds_that_are_no_scans(self):
+        class Room(Turn):
+            def points(self) -> Points:
+                points = super().points()
+                return Points(
+                    xyz=points.xyz, attributes={"label": points["label"], "color": torch.rand(len(points), 3)}
+                )
+
+        made = source(tuple(Room(number) for number in range(5)))
+        encoder = resolve_encoder("random:pointnet2.tiny").encoder
+        task = Segmentation(SegmentationConfig(tuning=0.0), encoder=encoder, source=made)  # pyright: ignore
+        with pytest.raises(UserError, match=r"corruptions are of lidar scans; turn3 has no intensity"):
+            under_corruptions(task, made, 0, print)
+
+
+def made_whole(task: Segmentation) -> list[Cloud]:
+    return [task.validation.sample(scene, np.random.default_rng(0)) for scene in task.validation.scenes("val")["all"]]

@@ -1,7 +1,7 @@
 """One probe of one encoder: what is run, and what comes out."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,6 +41,7 @@ class Evaluation:
         seed: of new weights, order and the choice of labels.
         options: settings that were changed, by part.
         versions: of what the result depends on.
+        further: what else was measured with the trained task, by name.
     """
 
     task: str
@@ -55,10 +56,12 @@ class Evaluation:
     seed: int
     options: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    further: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `--json` writes it."""
-        return json.loads(json.dumps(self.__dict__, default=str))
+        further = {name: part.to_dict() if hasattr(part, "to_dict") else part for name, part in self.further.items()}
+        return json.loads(json.dumps({**self.__dict__, "further": further}, default=str))
 
     def write(self, path: Path) -> None:
         """Writes the JSON file, whole or not at all."""
@@ -69,7 +72,8 @@ class Evaluation:
         rows = [[name, f"{value:.1f}"] for name, value in {**self.metrics, **self.per_class}.items()]
         what = f"{self.task}, {self.probe} probe of {self.encoder} on {self.data}"
         title = f"{what}, {100 * self.labels:g} % of the labels"
-        return draw(title, ["", "%"], rows, lines_after={len(self.metrics)})
+        table = draw(title, ["", "%"], rows, lines_after={len(self.metrics)})
+        return "\n\n".join([table, *map(str, self.further.values())])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +134,7 @@ def run_probe(
     run: Path | None = None,
     show: bool = False,
     encoder_options: Mapping[str, Any] | None = None,
+    then: Callable[[Any], Mapping[str, Any]] = lambda task: {},
 ) -> Evaluation:
     """Trains the probe and evaluates it on all of the split `val`.
 
@@ -141,6 +146,7 @@ def run_probe(
         run: folder to keep; by default a temporary one.
         show: progress on standard error.
         encoder_options: options that the encoder was made with, for the record.
+        then: measures more with the trained task.
     """
     family, config = registry.tasks.family(trial.task), trial.training()
     with seeded(trial.seed):
@@ -186,6 +192,7 @@ def run_probe(
         seed=trial.seed,
         options={part: values for part, values in options.items() if values},
         versions=versions(),
+        further=then(task),
     )
 
 

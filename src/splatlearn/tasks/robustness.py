@@ -253,11 +253,32 @@ def segmentation_score(task: Segmentation, source: Source) -> Callable[[Sequence
         scores = Scores(len(task.classes))
         forgetful = replace(data, source=replace(source))
         for scene in scenes:
-            cloud = forgetful.thin(scene).to(device)
+            cloud = forgetful.ready(forgetful.thin(scene)).to(device)
             scores.update(task.predict(cloud), cloud.full["label"])
         return scores.compute(task.classes)["miou"]
 
     return score
+
+
+def under_corruptions(task: Segmentation, source: Source, seed: int, tell: Callable[[str], None]) -> RobustnessTable:
+    """`evaluate_robustness` of a trained task on the validation scans of its data; without a baseline.
+
+    Args:
+        task: trained.
+        source: its data.
+        seed: of the corruptions.
+        tell: gets a line before each of the 25 evaluations.
+
+    Raises:
+        UserError: the clouds are no lidar scans.
+    """
+    scenes = cloud_data(task.config, task.encoder, source).scenes("val")["all"]
+    if "intensity" not in scenes[0].points():
+        raise UserError(f"--robustness: corruptions are of lidar scans; {scenes[0].name} has no intensity")
+    name = f"{source.name}, corrupted by our generators"
+    return evaluate_robustness(
+        segmentation_score(task, source), scenes, seed=seed, classes=task.classes, name=name, tell=tell
+    )
 
 
 def official_scans(root: Path, kind: str) -> list[OfficialScans]:

@@ -1,6 +1,7 @@
 """`evaluate`: what an encoder is worth on a task with labels."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,7 @@ def evaluate(
     probe: Literal["linear", "decoder", "finetune"] = "linear",
     preset: str = "small",
     labels: float = 1.0,
+    robustness: bool = False,
     steps: int | None = None,
     seed: int = 0,
     json: Path | None = None,
@@ -43,8 +45,9 @@ def evaluate(
         encoder: run folder, random:NAME, or raw.
         data: rooms, or a folder of labelled clouds.
         probe: what is trained.
-        preset: of the task: small or tiny.
-        labels: share of the labelled training points that is used, the same points for every method.
+        preset: of the task: small, tiny; lidar, lidar-tiny for scans.
+        labels: share of the labelled training points (lidar: scans) that is used, the same for every method.
+        robustness: also measure under the eight corruptions of lidar scans of Robo3D, by our own generators.
         steps: optimiser steps; by default the task's.
         seed: of new weights, order, and the choice of labels.
         json: file for the result, written anew.
@@ -72,10 +75,21 @@ def evaluate(
         problems.catch(lambda: resolve_encoder(encoder, encoder_options))
     problems.tell()
     resolved = find_encoder(trial, encoder, encoder_options)
-    result = run_probe(trial, resolved, encoder, run=run, show=True, encoder_options=encoder_options)
+    then = partial(_robustness, trial) if robustness else lambda task: {}
+    result = run_probe(trial, resolved, encoder, run=run, show=True, encoder_options=encoder_options, then=then)
     if file is not None and is_main():
         result.write(file)
     return result
+
+
+def _robustness(trial: "Trial", task: Any) -> Mapping[str, Any]:
+    """The table of corruptions; progress on standard error."""
+    from rich.console import Console
+
+    from splatlearn.tasks.robustness import under_corruptions
+
+    tell = Console(stderr=True).print
+    return {"robustness": under_corruptions(task, trial.source, trial.seed, tell)}
 
 
 def evaluate_table(

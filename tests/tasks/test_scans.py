@@ -161,7 +161,7 @@ class TestRobustness:
         made = source(tuple(Turn(number, points=200) for number in range(5)))
         config = registry.tasks.config("segmentation.lidar", {"tuning": 0.0})
         task = Segmentation(config, encoder=encoder, source=made)  # pyright: ignore
-        clean = task.evaluate(made_whole(task))["miou"]  # chooses the probe's layer, too
+        clean = task.eval().evaluate(made_whole(task))["miou"]  # chooses the probe's layer, too
         told: list[str] = []
         table = under_corruptions(task, made, 0, told.append)
         assert len(told) == 25 and set(table.corrupted) == set(CORRUPTIONS)

@@ -65,7 +65,7 @@ def test_every_number_of_a_paper_preset_names_its_source(file: Path):
         content, _, comment = line.partition("#")
         if not re.search(r":\s*\S|^\s*-\s", content):
             continue
-        words = r"GS3( eq\.)? ?[\d.]*|pixelSplat|VoteNet|Pointcept|our default"
+        words = r"GS3( eq\.)? ?[\d.]*|pixelSplat|VoteNet|Pointcept|ScaLR|our default"
         assert re.search(words, comment), f"{file.name}: no source in {line!r}"
 
 

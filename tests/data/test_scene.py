@@ -56,7 +56,7 @@ class TestNames:
         assert Source(name="rgbd").scenes()[0].name == "rgbd"
 
     def test_only_worlds_are_offered(self, here):
-        with pytest.raises(BadData, match=r"did you mean 'rooms'\? \(worlds: rooms\)"):
+        with pytest.raises(BadData, match=r"did you mean 'rooms'\? \(worlds: rooms, streets\)"):
             Source(name="roms").reader()
 
 

@@ -48,7 +48,7 @@ class TestNames:
         (here / "folder" / "notes.txt").write_text("")
         with pytest.raises(BadData, match=r"it is a single file\); .*Gaussian scenes are for `view` and `convert`"):
             Source(name="scene.ply").reader()
-        with pytest.raises(BadData, match=r"it holds: notes\.txt\); `splatlearn list readers` says what each expects$"):
+        with pytest.raises(BadData, match=r"it holds: notes\.txt\); `splatlearn list readers NAME` and docs/ say what"):
             Source(name="folder").reader()
 
     def test_a_folder_named_like_a_reader(self, here):

@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from engine.toys import Clouds, ToyData, ToyRecipe, ToyScene, losses, run_toy, toy_config
+from splatlearn.engine import loop
 from splatlearn.engine.checkpoint import RunFolder, load_encoder, newest_checkpoint
 from splatlearn.engine.logs import JsonLines
 from splatlearn.engine.loop import Terminated, train
@@ -212,6 +213,23 @@ class TestStart:
         assert (again.metrics, again.loss, losses(run)) == (whole.metrics, whole.loss, losses(tmp_path / "whole"))
         last = list(JsonLines(run / "log.jsonl").records())[-1]
         assert last["validation"] == whole.metrics
+
+    def test_ctrl_c_tells_what_is_left(self, tmp_path, monkeypatch):
+        recipe, said = ToyRecipe(ToyData()), []
+        monkeypatch.setattr(loop.Display, "message", lambda display, text: said.append(text))
+        forward, steps = recipe.forward, iter(range(9))
+
+        def interrupted(*given: object):
+            if next(steps) == 3:
+                raise KeyboardInterrupt
+            return forward(*given)
+
+        recipe.forward = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            run_toy(tmp_path, recipe, steps=6, checkpoint_every=2)
+        assert said[-1].startswith("interrupted after step 3: ")
+        assert "--resume auto continues from it" in said[-1]
+        assert run_toy(tmp_path, ToyRecipe(ToyData()), steps=6, checkpoint_every=2).steps == 6
 
     @pytest.mark.parametrize("when", ["forward", "evaluate"])
     def test_a_signal_in_the_last_step_or_evaluation_is_obeyed(self, tmp_path, when):

@@ -78,3 +78,9 @@ def test_errors(tmp_path):
     broken.write_text('{"task": ')
     with pytest.raises(UserError, match=r"broken\.json is not readable as JSON"):
         compare(str(broken))
+
+
+def test_a_run_that_is_not_finished(tmp_path):
+    (tmp_path / "config.yaml").write_text("recipe: gs3\n")
+    with pytest.raises(UserError, match="is not finished; the command that began it continues it"):
+        compare(str(tmp_path))

@@ -179,6 +179,10 @@ class TestLoad:
         with pytest.raises(UserError, match=message):
             encoder.encode(self.xyz, **given)
 
+    def test_coordinates_in_columns(self):
+        with pytest.raises(UserError, match=r"xyz must be \(N, 3\), one row a point; got \(3, 50\)"):
+            load("random:pointwise").encode(self.xyz.T, color=self.xyz, normal=self.xyz)
+
 
 @pytest.mark.parametrize("name", ["sparse_unet.tiny", "pointnet2.tiny"])
 def test_half_a_million_points_in_any_order(name):

@@ -292,6 +292,6 @@ def _detect(path: Path) -> str:
         scenes = "; Gaussian scenes are for `view` and `convert`" if path.suffix in (".ply", ".splat", ".spz") else ""
         raise BadData(
             f"--data {path}: no reader takes this ({', '.join(families)} were tried; {held}); "
-            f"`splatlearn list readers` says what each expects{scenes}"
+            f"`splatlearn list readers NAME` and docs/ say what each takes{scenes}"
         )
     raise BadData(f"--data {path}: {' and '.join(taking)} both take this; choose one with --data.reader")

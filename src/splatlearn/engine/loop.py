@@ -8,7 +8,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal
 
@@ -201,6 +201,7 @@ class _Run(Generic[B]):
         self.module = self.fabric.strategy.setup_module(self.trainable)
         with ExitStack() as stack:
             display = stack.enter_context(Display(self.steps, self.step, self.show))
+            stack.enter_context(self._told_of_interruption(display))
             if resumed:
                 display.message(f"continued from step {self.step} of {self.steps}")
             trackers = self._trackers(stack)
@@ -218,6 +219,17 @@ class _Run(Generic[B]):
                     display.message(str(terminated))
                     raise terminated
             self._evaluate_last(display, trackers)
+
+    @contextmanager
+    def _told_of_interruption(self, display: Display) -> Iterator[None]:
+        """Ctrl-C ends within a step, of which nothing can be saved; it is told what is there."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            there = newest_checkpoint(self.folder.checkpoints)
+            kept = f"{there.name} stays, and --resume auto continues from it" if there else "nothing was saved yet"
+            display.message(f"interrupted after step {self.step}: {kept} ({self.folder.path})")
+            raise
 
     def _batches(self) -> Iterator[B]:
         """This rank's batches from the next step on, on the device; the stopwatch starts where waiting does."""

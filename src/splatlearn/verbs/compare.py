@@ -96,6 +96,8 @@ def read_run(path: Path, name: str) -> Run:
     summary = _read(path / "summary.json") if folder and (path / "summary.json").exists() else {}
     files = sorted([*path.glob("*.json"), *path.glob("evaluations/*.json")]) if folder else [path]
     found = [result for file in files if file.name != "summary.json" for result in _evaluations(_read(file))]
+    if not summary and not found and (path / "config.yaml").exists():
+        raise BadData(f"compare: the run {path} is not finished; the command that began it continues it")
     if not summary and not found:
         what = "summary.json of a finished run, nor a result of `evaluate --json`"
         raise BadData(f"compare: {path} holds neither the {what}")

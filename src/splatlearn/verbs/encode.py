@@ -320,7 +320,8 @@ def _tensor(value: Any, name: str, rows: int) -> "Tensor":
     width = known[name]
     shapes = [(rows, width)] + ([(rows,)] if width == 1 else [])
     if array.shape not in shapes:
-        raise UserError(f"encode: {name} must be {shapes[-1]}, one row a point; got {array.shape}")
+        wanted = "(N, 3)" if name == "xyz" else shapes[-1]
+        raise UserError(f"encode: {name} must be {wanted}, one row a point; got {array.shape}")
     if not np.isfinite(array).all():
         raise UserError(f"encode: {name} has {int((~np.isfinite(array)).sum())} values that are not finite")
     if name == "color" and array.size and (array.min() < 0 or array.max() > 1):

@@ -20,7 +20,7 @@ from splatlearn.losses.distillation import unit
 from splatlearn.recipes.scalr import ScaLR, ScaLRConfig, ScaLRData, Scan, _Fit
 from splatlearn.structures import Cameras, Frames, Points
 from splatlearn.teachers.base import create_teacher
-from splatlearn.teachers.prepared import PreparedMaps
+from splatlearn.teachers.prepared import PreparedMaps, view_key
 from splatlearn.verbs.pretrain import Job, plan
 
 START = Progress(0, 1)
@@ -212,12 +212,42 @@ class TestRecipe:
         for scene in scenes[:2]:
             frames = scene.frames(range(len(scene.cameras)), size)
             for view in range(len(frames)):
-                maps.write(scene.name, view, teacher(frames.rows(torch.tensor([view]))), view)
+                maps.write(scene.name, view_key(scene, view), teacher(frames.rows(torch.tensor([view]))), view)
         read = job(prepared=[str(tmp_path / "maps")]).build()
         batch = batch_of(read)
         assert "maps/timm.tiny" in batch.frames
         plain = Scan.pack([*(recipe.data.sample(scenes[i], np.random.default_rng([7, i])) for i in range(2))])
         assert torch.allclose(read.targets(batch)[0].float(), recipe.targets(plain)[0], atol=2e-2)
+
+    def test_prepared_maps_are_those_of_the_camera_whatever_its_number(self, recipe, tmp_path):
+        drive, maps = Drive(), PreparedMaps.of(recipe.taught[0][1], (56, 28), tmp_path / "maps")
+        maps.begin()
+        for view in range(2):
+            level = torch.full((1, 32, maps.grid[1], maps.grid[0]), float(view))
+            maps.write(drive.name, view_key(drive, view), FeatureMaps(levels=(level,), summary=level.mean((2, 3))), 0)
+        found = data([drive], prepared=(str(tmp_path / "maps"),))
+        scene = found.scenes("val")["drives"][0]  # the camera behind alone, there of number 0
+        assert found.sample(scene, seeded()).frames["maps/timm.tiny"].min() == 1
+
+    def test_maps_are_of_one_data_set(self):
+        with pytest.raises(ConfigError, match="maps are prepared of one data set"):
+            ScaLRConfig(prepared=("maps",), also={"other": {}})
+
+    def test_an_encoder_that_takes_what_scans_lack(self):
+        planned = plan("scalr", preset="tiny", encoder="sparse_unet.tiny")
+        with pytest.raises(ConfigError, match=r"takes color, which scans lack: --encoder\.inputs, of intensity, refl"):
+            planned.build()
+
+    def test_its_own_settings_do_it_again(self):
+        first = plan("scalr", preset="tiny", teacher="squeezenet.tiny", recipe_options={"size": [112, 112]})
+        again = plan("scalr", preset="tiny", recipe_options=first.settings["recipe_options"])
+        assert again.config == first.config and set(again.config.teachers) == {"squeezenet.tiny"}
+        own = plan("scalr", preset="small", data="streets.tiny", teacher="timm.dinov2-s").config.teachers
+        assert own == {"timm.dinov2-s": {"norm": False}}
+
+    def test_another_data_set_that_is_not_there(self):
+        with pytest.raises(BadData, match="nowhere: no such file or folder"):
+            plan("scalr", preset="tiny", recipe_options={"also": {"nowhere": {}}})
 
     def test_prepared_maps_of_another_teacher(self, tmp_path):
         other = create_teacher("squeezenet.tiny")

@@ -179,7 +179,7 @@ class TestRobustness:
         made = source(tuple(Room(number) for number in range(5)))
         encoder = resolve_encoder("random:pointnet2.tiny").encoder
         task = Segmentation(SegmentationConfig(tuning=0.0), encoder=encoder, source=made)  # pyright: ignore
-        with pytest.raises(UserError, match=r"corruptions are of lidar scans; turn3 has no intensity"):
+        with pytest.raises(UserError, match=r"corruptions are of lidar scans; turn0 has no intensity"):
             under_corruptions(task, made, 0, print)
 
 

@@ -19,9 +19,9 @@ def test_all_combinations():
 
 
 def test_a_mix_is_a_data_set_and_others_beside_it():
-    given = Combination(None, None, ("streets", "kitti"), 0).settings({"points": 5})
-    assert given["data"] == "streets" and given["recipe_options"] == {"points": 5, "also": {"kitti": {}}}
-    assert Combination(None, None, (), 0).settings(None)["recipe_options"] == {}
+    given = Combination(None, None, ("streets", "kitti"), 0).settings({"points": 5}, {"beams": 64})
+    assert given["data"] == "streets" and given["recipe_options"] == {"points": 5, "also": {"kitti": {"beams": 64}}}
+    assert Combination(None, None, (), 0).settings(None, None)["recipe_options"] == {}
 
 
 def test_runs_and_their_table(tmp_path, capsys):
@@ -42,6 +42,11 @@ def test_runs_and_their_table(tmp_path, capsys):
 def test_numbers(tmp_path, name):
     with pytest.raises(ConfigError, match=f"--{name}: 1 or more is needed, got 0"):
         sweep("scalr", out=tmp_path / "out", **{name: 0})
+
+
+def test_runs_that_would_share_a_folder(tmp_path):
+    with pytest.raises(ConfigError, match="2 runs would share 1 folders"):
+        sweep("scalr", out=tmp_path / "out", preset="tiny", data=("a/pandar64", "b/pandar64"))
 
 
 def test_what_does_not_fit_is_told_before_any_run(tmp_path):

@@ -133,6 +133,8 @@ class TrainConfig:
             wrong += [(name, getattr(self, name), allowed) for name in names if not holds(getattr(self, name))]
         if self.min_learning_rate > self.learning_rate and self.schedule == "cosine":
             wrong.append(("min_learning_rate", self.min_learning_rate, f"at most {self.learning_rate} is allowed"))
+        if self.schedule == "inverse-sqrt" and self.warmup + self.cooldown > 1:
+            wrong.append(("cooldown", self.cooldown, f"at most {1 - self.warmup:g} is left by the warm-up"))
         if list(self.milestones) != sorted(self.milestones) or not all(0 < m < 1 for m in self.milestones):
             wrong.append(("milestones", self.milestones, "ascending shares in (0, 1) are needed"))
         if not all(0 <= beta < 1 for beta in self.betas):

@@ -19,18 +19,21 @@ from splatlearn.data.augment import random_cloud_transform, transform_points
 from splatlearn.data.projection import visible_points
 from splatlearn.data.sampling import ENOUGH_SCENES, crop_nearest, split_scenes
 from splatlearn.data.scene import Rejected, Scene, Source
-from splatlearn.encoders.base import PointEncoder, PointEncoderConfig
+from splatlearn.encoders.base import DERIVED, PointEncoder, PointEncoderConfig
 from splatlearn.engine import plots
 from splatlearn.engine.trainable import Progress, Recipe, Step
 from splatlearn.errors import BadData, ConfigError
 from splatlearn.heads.projectors import Projector, ProjectorConfig
 from splatlearn.losses.distillation import cosine_and_smooth_l1, cosine_distance, unit, unit_distance
+from splatlearn.ops.reduce import global_sum
 from splatlearn.ops.voxels import first_of_voxels
 from splatlearn.registry import recipes
 from splatlearn.structures import Batch, Cameras, Frames, Points
 from splatlearn.teachers.base import Teacher, create_teacher
-from splatlearn.teachers.prepared import PreparedMaps
+from splatlearn.teachers.prepared import PreparedMaps, view_key
 
+OF_SCANS = ("intensity", "reflectance")
+"""Attributes of scans that an encoder may take as input."""
 LOSSES = {"unit-l2": unit_distance, "cosine": cosine_distance, "cosine+smooth-l1": cosine_and_smooth_l1}
 
 
@@ -87,6 +90,9 @@ class ScaLRConfig:
                 f"spin: an angle in [0, pi] is needed, got {self.spin}": 0 <= self.spin <= np.pi,
                 f"flip: a chance in [0, 1] is needed, got {self.flip}": 0 <= self.flip <= 1,
                 f"scale: two ascending factors above zero are needed, got {self.scale}": 0 < low <= high < np.inf,
+                "prepared, also: maps are prepared of one data set, and do not go with several": (
+                    not (self.prepared and self.also)
+                ),
             }
         )
 
@@ -171,9 +177,9 @@ class ScaLRData:
         wanted = {"pixel", *self.student.inputs} & set(points.attributes)
         points = replace(points, attributes={name: points[name] for name in sorted(wanted)})
         frames = scene.frames([view], config.size)
-        number = scene.views[view] if isinstance(scene, CameraSubset) else view
+        whole, number = (scene.scene, scene.views[view]) if isinstance(scene, CameraSubset) else (scene, view)
         for maps in self.prepared:
-            frames = maps.attach(frames, scene.name, [number])
+            frames = maps.attach(frames, scene.name, [view_key(whole, number)])
         return Scan(names=(name,), points=self.student.precompute(points), frames=frames)
 
     def _thin(self, points: Points, rng: np.random.Generator) -> Points:
@@ -252,6 +258,11 @@ class ScaLR(Recipe[Scan]):
 
     def __init__(self, config: ScaLRConfig, *, student: PointEncoder, source: Source) -> None:
         super().__init__()
+        if lacking := sorted(set(student.config.inputs) - {*OF_SCANS, *DERIVED}):
+            raise ConfigError(
+                f"encoder {student.name!r} takes {', '.join(lacking)}, which scans lack: --encoder.inputs, of "
+                f"{', '.join((*OF_SCANS, *DERIVED))}"
+            )
         self.config = config
         self.data = ScaLRData(source=source, config=config, student=student.config, augment=True)
         self.validation = replace(self.data, augment=False)
@@ -278,14 +289,15 @@ class ScaLR(Recipe[Scan]):
 
     def setup(self, batches: Iterable[Scan]) -> None:
         """The mean direction of each teacher's features in training, which evaluation subtracts."""
-        pairs = 0
         sums = [torch.zeros_like(head.mean) for _, _, head in self.taught]
+        pairs = torch.zeros((), device=sums[0].device)
         for batch in batches:
             pairs += len(batch.points)
             for total, target in zip(sums, self.targets(batch), strict=True):
                 total += unit(target.float()).sum(0)
+        pairs = global_sum(pairs).clamp_min(1)
         for (_, _, head), total in zip(self.taught, sums, strict=True):
-            head.mean.copy_(total / max(pairs, 1))
+            head.mean.copy_(global_sum(total) / pairs)
 
     def targets(self, batch: Scan) -> list[Tensor]:
         """(N C) each teacher's feature at the pixel of every point."""

@@ -97,8 +97,8 @@ class RobustnessTable:
 
     @property
     def rates(self) -> dict[str, float]:
-        """RR of each corruption."""
-        return resilience_rates(self.corrupted, self.clean)
+        """RR of each corruption; zero where nothing was right to begin with."""
+        return resilience_rates(self.corrupted, self.clean) if self.clean else dict.fromkeys(CORRUPTIONS, 0.0)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -260,6 +260,17 @@ def segmentation_score(task: Segmentation, source: Source) -> Callable[[Sequence
     return score
 
 
+def check_scans(source: Source) -> None:
+    """Refuses data that cannot be corrupted, before anything is trained.
+
+    Raises:
+        UserError: the first cloud is no lidar scan.
+    """
+    first = source.scenes()[0]
+    if "intensity" not in first.points():
+        raise UserError(f"--robustness: corruptions are of lidar scans; {first.name} has no intensity")
+
+
 def under_corruptions(task: Segmentation, source: Source, seed: int, tell: Callable[[str], None]) -> RobustnessTable:
     """`evaluate_robustness` of a trained task on the validation scans of its data; without a baseline.
 
@@ -272,9 +283,8 @@ def under_corruptions(task: Segmentation, source: Source, seed: int, tell: Calla
     Raises:
         UserError: the clouds are no lidar scans.
     """
+    check_scans(source)
     scenes = cloud_data(task.config, task.encoder, source).scenes("val")["all"]
-    if "intensity" not in scenes[0].points():
-        raise UserError(f"--robustness: corruptions are of lidar scans; {scenes[0].name} has no intensity")
     name = f"{source.name}, corrupted by our generators"
     return evaluate_robustness(
         segmentation_score(task, source), scenes, seed=seed, classes=task.classes, name=name, tell=tell

@@ -110,7 +110,7 @@ LIDAR: dict[str, Any] = {
     "weight_decay": 0.003,
     "finetune_layer_decay": 0.99,
 }
-"""What ScaLR's downstream code does: its voxels, its losses, its weight decay, its decay by layer."""
+"""As ScaLR's downstream code: voxels, augmentation, losses, decay by layer, and its probes' weight decay."""
 
 
 @tasks.register(

@@ -50,7 +50,7 @@ class Teacher(nn.Module, ABC):
 
     It is in evaluation mode for ever, computes no gradients, and is in no state dict: to the module that holds it,
     it has neither parameters nor buffers, and moves with it all the same. A teacher whose features are not finite
-    makes the loss so, and such a step is skipped; `finite_views` in a step's metrics tells which teacher it was.
+    makes the loss so, and such a step is skipped; recipes log which teacher it was.
 
     Args:
         config: its settings.
@@ -195,11 +195,6 @@ def create_teacher(name: str, options: Mapping[str, Any] | None = None) -> Teach
     else:
         log.info("teacher %s: weights of %s, licence: %s", teacher.name, teacher.info.source, teacher.info.licence)
     return teacher
-
-
-def finite_views(maps: FeatureMaps) -> Tensor:
-    """Share of the views whose features are all finite; under 1, the step's loss is not, and the step is skipped."""
-    return torch.stack([level.isfinite().flatten(1).all(1) for level in maps.levels]).all(0).float().mean()
 
 
 def tensors_digest(network: nn.Module) -> str:

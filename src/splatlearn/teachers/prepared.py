@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from splatlearn.config import changed
+from splatlearn.data.scene import Scene
 from splatlearn.encoders.base import FeatureMaps
 from splatlearn.errors import BadData, UserError
 from splatlearn.structures import Frames, Images
@@ -24,6 +25,11 @@ from splatlearn.teachers.base import Teacher
 
 FACTS = "maps.json"
 T = TypeVar("T", bound=Images)
+
+
+def view_key(scene: Scene, view: int) -> int | str:
+    """What a view's maps are kept by: the camera's name in a rig, of which a reader may take some, else its number."""
+    return scene.camera_names[view] if scene.camera_names else view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,16 +124,17 @@ class PreparedMaps:
         facts = {**self._facts(), "info": dict(self.info)}
         _replace(self.folder / FACTS, (json.dumps(facts, indent=2) + "\n").encode())
 
-    def path(self, scene: str, view: int) -> Path:
-        """The file of a view."""
-        return self.folder / quote(scene, safe=" ") / f"{view:06d}.safetensors"
+    def path(self, scene: str, view: int | str) -> Path:
+        """The file of a view: its number in the scene, or, of a rig, the camera's name (`view_key`)."""
+        name = view if isinstance(view, str) else f"{view:06d}"
+        return self.folder / quote(scene, safe=" ") / f"{quote(name, safe=' ')}.safetensors"
 
-    def write(self, scene: str, view: int, maps: FeatureMaps, frame: int) -> None:
+    def write(self, scene: str, view: int | str, maps: FeatureMaps, frame: int) -> None:
         """Stores the last level and the summary of a single view, whole or not at all.
 
         Args:
             scene: its name.
-            view: its number in the scene.
+            view: its `view_key`.
             maps: of this one view.
             frame: raw number of the view, that it is known by.
 
@@ -141,13 +148,13 @@ class PreparedMaps:
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, save({**tensors, "frame": torch.tensor(frame)}))
 
-    def attach(self, frames: T, scene: str, views: Sequence[int]) -> T:
+    def attach(self, frames: T, scene: str, views: Sequence[int | str]) -> T:
         """Frames with attributes `maps/NAME` (V C h w) and `summary/NAME` (V C), float16: `Teacher` takes those first.
 
         Args:
             frames: V images of the size that was prepared, not cropped, flipped or turned.
             scene: that they are of.
-            views: their numbers in it.
+            views: the `view_key` of each.
 
         Raises:
             BadData: a view was not prepared, or its file does not fit.
@@ -173,7 +180,7 @@ class PreparedMaps:
             **{f"maps/{self.name}": stacked["map"], f"summary/{self.name}": stacked["summary"]}
         )
 
-    def _view(self, scene: str, view: int) -> dict[str, torch.Tensor]:
+    def _view(self, scene: str, view: int | str) -> dict[str, torch.Tensor]:
         path = self.path(scene, view)
         try:
             tensors = load_file(path)

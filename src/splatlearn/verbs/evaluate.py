@@ -74,6 +74,10 @@ def evaluate(
     if problems:
         problems.catch(lambda: resolve_encoder(encoder, encoder_options))
     problems.tell()
+    if robustness:
+        from splatlearn.tasks.robustness import check_scans
+
+        check_scans(trial.source)
     resolved = find_encoder(trial, encoder, encoder_options)
     then = partial(_robustness, trial) if robustness else lambda task: {}
     result = run_probe(trial, resolved, encoder, run=run, show=True, encoder_options=encoder_options, then=then)

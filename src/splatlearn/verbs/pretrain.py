@@ -208,11 +208,15 @@ def plan(
     elif found:
         problems.require(False, f"--data: preset {preset!r} of {recipe} names none; give one")
     base = problems.catch(lambda: with_teacher(recipe, defaults.recipe, teacher, teacher_options)) or defaults.recipe
+    if "teachers" in (recipe_options or {}):  # they take the place of the preset's, as a name on the command line does
+        base = {name: value for name, value in base.items() if name != "teachers"}
     options = merge(base, recipe_options or {})
     config = problems.catch(lambda: registry.recipes.config(recipe, options, where="--recipe"))
     encoder_config = problems.catch(lambda: _encoder_config(name, encoder_options)) if name else None
     weights = problems.catch(lambda: _weights(name)) if name else None
     train_config = problems.catch(lambda: configure(TrainConfig, train, "--train"))
+    for other, reading in getattr(config, "also", {}).items():
+        problems.catch(Source(name=other, options=reading).reader)
     problems.tell()
     assert name is not None and train_config is not None
     settings = {
@@ -255,10 +259,10 @@ def with_teacher(recipe: str, options: Options, teacher: str | None, given: Opti
         return options
     if "teachers" not in {f.name for f in fields(registry.recipes.family(recipe).config)}:
         raise ConfigError(f"--teacher: {recipe} learns without teachers")
-    names = teacher.split(",") if teacher else list(options.get("teachers", ()))
+    before = options.get("teachers", {})
+    names = teacher.split(",") if teacher else list(before)
     if given and len(names) != 1:
         raise ConfigError(f"--teacher.{next(iter(given))}: whose of {len(names)} teachers? Name one with --teacher")
-    before = options.get("teachers", {}) if teacher is None else {}
     return {**options, "teachers": {name: {**before.get(name, {}), **(given or {})} for name in names}}
 
 

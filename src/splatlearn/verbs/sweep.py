@@ -59,9 +59,11 @@ def sweep(
         train_options: options of the training loop.
 
     Raises:
-        ConfigError: a combination that does not fit, before any is begun.
+        ConfigError: a combination that does not fit, before any is begun; teachers are looked at as they are loaded.
         UserError: some runs failed.
     """
+    from splatlearn import registry
+    from splatlearn.data.scene import Source
     from splatlearn.engine.jobs import Job, require_done, run_jobs
     from splatlearn.engine.jobs_local import Processes, ThisProcess
     from splatlearn.errors import ConfigError, Problems
@@ -80,11 +82,15 @@ def sweep(
         "train_options": train_options,
     }
     out, problems = Path(out).expanduser(), Problems()
-    runs = {
-        out / one.name: shared | one.settings(recipe_options) for one in combinations(encoders, teachers, data, seeds)
-    }
+    every = list(combinations(encoders, teachers, data, seeds))
+    if len(names := {one.name for one in every}) < len(every):
+        raise ConfigError(f"{len(every)} runs would share {len(names)} folders: give data sets names of their own")
+    runs = {out / one.name: shared | one.settings(recipe_options, data_options) for one in every}
     for given in runs.values():
         problems.catch(partial(plan, recipe, **given))
+    if labelled:
+        problems.catch(Source(name=labelled).reader)
+        problems.catch(lambda: registry.tasks.config(f"segmentation.{task_preset}"))
     problems.tell()
     probe = (labelled, task_preset) if labelled else None
     work = [Job(run.name, partial(_run, recipe, run, given, probe)) for run, given in runs.items()]
@@ -115,12 +121,14 @@ class Combination:
         parts = (self.encoder, self.teacher, "+".join(Path(name).name for name in self.data), f"seed{self.seed}")
         return "-".join(re.sub(r"[^\w.+]+", "_", part) for part in parts if part)
 
-    def settings(self, recipe_options: Options | None) -> dict[str, Any]:
+    def settings(self, recipe_options: Options | None, data_options: Options | None) -> dict[str, Any]:
         """Arguments of `plan`: the first data set is the data, the others go to the recipe's `also`."""
         first, *others = self.data or (None,)
         own: dict[str, Any] = {"encoder": self.encoder, "teacher": self.teacher, "data": first, "seed": self.seed}
-        also = {"also": {str(name): {} for name in others}} if others else {}
-        return {**own, "recipe_options": {**(recipe_options or {}), **also}}
+        given = dict(recipe_options or {})
+        if others:
+            given["also"] = {**given.get("also", {}), **{name: dict(data_options or {}) for name in others}}
+        return {**own, "recipe_options": given}
 
 
 def combinations(

@@ -48,6 +48,34 @@ def calls(folder: Path) -> list[str]:
     return (folder / "calls").read_text().splitlines()
 
 
+def idle(folder: Path, attempt: int) -> dict[str, float]:
+    (folder / "pid.new").write_text(str(os.getpid()))
+    (folder / "pid.new").rename(folder / "pid")
+    time.sleep(60)
+    return {}
+
+
+def begin(folder: str) -> None:
+    run_jobs([Job("idle", partial(idle, Path(folder)))], Processes(1))
+
+
+def _awaited(file: Path) -> str:
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return file.read_text()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{process}/stat")
+    return not state.exists() or "Z" not in state.read_text().split()[2]
+
+
 class TestHere:
     def test_statuses(self, tmp_path):
         record, seen = tmp_path / "status.json", []
@@ -201,6 +229,18 @@ class TestProcesses:
         [second] = run_jobs(jobs(tmp_path, "process"), backend)
         assert second.state == "done"
         assert second.metrics["process"] != first.metrics["process"]
+
+    def test_none_outlives_the_one_that_began_it(self, tmp_path):
+        command = f"from engine.test_jobs import begin; begin({str(tmp_path)!r})"
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        parent = subprocess.Popen([sys.executable, "-c", command], env=environment)
+        child = int(_awaited(tmp_path / "pid"))
+        parent.kill()
+        parent.wait()
+        deadline = time.monotonic() + 20
+        while _lives(child):
+            assert time.monotonic() < deadline, "it works on for nobody"
+            time.sleep(0.05)
 
     def test_each_has_its_share_of_the_cores(self, tmp_path):
         before = dict(os.environ)

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -49,7 +50,8 @@ class Processes:
                 except BrokenProcessPool:
                     del self._latest[pool]
         # spawned: a fork would take locks of Numba and OpenMP with it
-        return self._begin(ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")), work, attempt)
+        spawned = multiprocessing.get_context("spawn")
+        return self._begin(ProcessPoolExecutor(1, mp_context=spawned, initializer=_follow_parent), work, attempt)
 
     def stop(self) -> None:
         """SIGTERM to all."""
@@ -64,6 +66,18 @@ class Processes:
         else:
             future.add_done_callback(lambda _: pool.shutdown(wait=False))
         return future
+
+
+def _follow_parent() -> None:
+    """SIGTERM to this process when the one that began it is gone, however it ended: nobody would get what it makes."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _in_turn(work: Work, attempt: int, threads: int) -> Reply:

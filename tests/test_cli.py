@@ -105,6 +105,7 @@ evaluate
   --preset TEXT
   --labels X
   --robustness
+  --corrupted PATH
   --steps N
   --seed N
   --json FILE

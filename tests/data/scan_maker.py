@@ -5,13 +5,19 @@ there, at its own time, and never through the lidar's frame.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy.spatial.transform import Rotation
+
+from splatlearn.data.corruptions import CORRUPTIONS, SEVERITIES
+from splatlearn.data.scans import LidarScene
+from splatlearn.tasks.robustness import LAYOUTS
 
 SIZE = (160, 90)
 FOCAL = 120.0
@@ -256,3 +262,16 @@ def write_range_images(root: Path, beams: int = 64, splits: tuple[str, ...] = ("
         (root / split).mkdir(parents=True, exist_ok=True)
         np.savez(root / split / "0.npz", scan=image)
     return image
+
+
+def write_corrupted(root: Path, kind: str, scenes: Sequence[LidarScene]) -> None:
+    """One of Robo3D's sets: the first 100 points of each scan, all of a class, and none labelled in fog."""
+    kitti = kind == "SemanticKITTI-C"
+    record, raw, dtype = (16, 40, "<u4") if kitti else (20, 24, "u1")
+    for (number, name), severity in product(enumerate(CORRUPTIONS), SEVERITIES):
+        scans, labels = (root / name / severity / part for part in LAYOUTS[kind][1:])
+        scans.mkdir(parents=True)
+        for scene in scenes:
+            (scans / scene.scan.name).write_bytes(scene.scan.read_bytes()[: 100 * record])
+            assert scene.labels is not None
+            save(labels / scene.labels.name, np.full(100, raw if number else 0), dtype)

@@ -20,7 +20,7 @@ from splatlearn.losses.distillation import unit
 from splatlearn.recipes.scalr import ScaLR, ScaLRConfig, ScaLRData, Scan, _Fit
 from splatlearn.structures import Cameras, Frames, Points
 from splatlearn.teachers.base import create_teacher
-from splatlearn.teachers.prepared import PreparedMaps, view_key
+from splatlearn.teachers.prepared import PreparedMaps
 from splatlearn.verbs.pretrain import Job, plan
 
 START = Progress(0, 1)
@@ -212,7 +212,7 @@ class TestRecipe:
         for scene in scenes[:2]:
             frames = scene.frames(range(len(scene.cameras)), size)
             for view in range(len(frames)):
-                maps.write(scene.name, view_key(scene, view), teacher(frames.rows(torch.tensor([view]))), view)
+                maps.write(scene.name, scene.view_key(view), teacher(frames.rows(torch.tensor([view]))), view)
         read = job(prepared=[str(tmp_path / "maps")]).build()
         batch = batch_of(read)
         assert "maps/timm.tiny" in batch.frames
@@ -224,7 +224,7 @@ class TestRecipe:
         maps.begin()
         for view in range(2):
             level = torch.full((1, 32, maps.grid[1], maps.grid[0]), float(view))
-            maps.write(drive.name, view_key(drive, view), FeatureMaps(levels=(level,), summary=level.mean((2, 3))), 0)
+            maps.write(drive.name, drive.view_key(view), FeatureMaps(levels=(level,), summary=level.mean((2, 3))), 0)
         found = data([drive], prepared=(str(tmp_path / "maps"),))
         scene = found.scenes("val")["drives"][0]  # the camera behind alone, there of number 0
         assert found.sample(scene, seeded()).frames["maps/timm.tiny"].min() == 1

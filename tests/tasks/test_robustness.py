@@ -1,9 +1,13 @@
 """Robo3D's arithmetic against published tables, corrupted sets on disk, and a probe under all corruptions."""
 
+from functools import partial
+from shutil import rmtree
+
 import pytest
 import torch
 
-from splatlearn.data.corruptions import CORRUPTIONS, SEVERITIES, CorruptedScene
+from data.scan_maker import write_corrupted, write_kitti, write_nuscenes, write_semantic_kitti
+from splatlearn.data.corruptions import CORRUPTIONS, CorruptedScene
 from splatlearn.data.sampling import split_scenes
 from splatlearn.data.scene import Scene, Source
 from splatlearn.errors import BadData, UserError
@@ -14,11 +18,14 @@ from splatlearn.tasks.robustness import (
     LAYOUTS,
     RobustnessTable,
     check_complete,
+    check_scans,
     corruption_errors,
     evaluate_robustness,
+    generated,
     mean_corruption_error,
     mean_resilience_rate,
-    official_scans,
+    official,
+    official_kind,
     resilience_rates,
     segmentation_score,
 )
@@ -128,29 +135,53 @@ class TestTable:
         assert again.metrics["mce"] == pytest.approx(100)
 
 
+WRITERS = {
+    "SemanticKITTI-C": write_semantic_kitti,
+    "nuScenes-C": partial(write_nuscenes, drives=5, version="v1.0-trainval"),
+}
+"""By corrupted set: who writes the original one."""
+
+
+@pytest.fixture(params=LAYOUTS)
+def original(request, tmp_path):
+    """The kind of a corrupted set, the original data, their validation scans, and an empty folder for the set."""
+    WRITERS[request.param](tmp_path / "clean")
+    source = Source(name=str(tmp_path / "clean"))
+    return request.param, source, split_scenes(source.scenes(), "val"), tmp_path / "spoilt"
+
+
 class TestOfficialSets:
-    def make(self, root, kind, leave_out=""):
-        for name in CORRUPTIONS:
-            for severity in SEVERITIES:
-                for folder in LAYOUTS[kind]:
-                    if f"{name}/{severity}" != leave_out:
-                        (root / name / severity / folder).mkdir(parents=True)
-        return root
+    def test_their_scans_and_labels_are_read(self, original):
+        kind, source, scenes, root = original
+        write_corrupted(root, kind, scenes)
+        assert official_kind(source) == kind
+        corrupt = official(scenes, root, kind)
+        for corruption, known in (("fog", 0), ("snow", 100)):
+            found = corrupt(corruption, "heavy")
+            assert [scene.name for scene in found] == [scene.name for scene in scenes]
+            for scene, clean in zip(found, scenes):
+                points = scene.points()
+                assert torch.equal(points.xyz, clean.points().xyz[:100]) and len(clean.points()) > 100
+                assert int((points["label"] >= 0).sum()) == known
+                assert scene.scan.is_relative_to(root / corruption / "heavy")
 
-    @pytest.mark.parametrize("kind", LAYOUTS)
-    def test_all_folders(self, tmp_path, kind):
-        found = official_scans(self.make(tmp_path, kind), kind)
-        assert [(f.corruption, f.severity) for f in found] == [(c, s) for c in CORRUPTIONS for s in SEVERITIES]
-        assert found[0].scans == tmp_path / "fog" / "light" / LAYOUTS[kind].scans and found[0].labels.is_dir()
-
-    def test_what_is_missing_is_named(self, tmp_path):
-        root = self.make(tmp_path, "SemanticKITTI-C", "snow/heavy")
-        with pytest.raises(BadData, match=r"missing: snow/heavy/velodyne, snow/heavy/labels"):
-            official_scans(root, "SemanticKITTI-C")
+    def test_what_is_missing_is_named(self, original):
+        kind, source, scenes, root = original
+        write_corrupted(root, kind, scenes)
+        lost = root / "snow/heavy" / LAYOUTS[kind].scans / scenes[-1].scan.name
+        lost.unlink()
+        with pytest.raises(BadData, match=f"validation scans are missing: {lost.relative_to(root)}$"):
+            check_scans(source, root)
+        rmtree(root / "fog/light")
+        with pytest.raises(BadData, match=r"fog/light/\S+, fog/light/\S+$"):
+            check_scans(source, root)
         with pytest.raises(BadData, match="and 44 more"):
-            official_scans(root, "nuScenes-C")
-        with pytest.raises(UserError, match="no corrupted set 'nuscenes-c'; did you mean 'nuScenes-C'"):
-            official_scans(root, "nuscenes-c")
+            check_scans(source, root / "fog")
+
+    def test_other_data_have_none(self, tmp_path):
+        write_kitti(tmp_path / "clean")
+        with pytest.raises(UserError, match=r"SemanticKITTI-C and nuScenes-C; --data .* is of neither"):
+            check_scans(Source(name=str(tmp_path / "clean")), tmp_path)
 
 
 class Lidar(Scene):
@@ -173,14 +204,16 @@ class TestEvaluation:
             return 80.0 if not seen[-1] else 40.0
 
         scenes = [Lidar(worlds.PatchScene(n, 50, True, ("normal",))) for n in range(2)]
-        table = evaluate_robustness(score, scenes, seed=5, baseline=BASELINES["nuScenes-C"], tell=told.append)
+        table = evaluate_robustness(
+            score, scenes, generated(scenes, seed=5), baseline=BASELINES["nuScenes-C"], tell=told.append
+        )
         assert seen[0] == [] and len(seen) == len(told) == 25
         assert seen[1] == [("fog", "light", 5)] * 2 and seen[-1] == [("cross_sensor", "heavy", 5)] * 2
         assert table.metrics["mrr"] == 50 and table.clean == 80
 
     def test_no_scenes(self):
         with pytest.raises(UserError, match="no scenes"):
-            evaluate_robustness(lambda scenes: 1.0, [])
+            evaluate_robustness(lambda scenes: 1.0, [], generated([]))
 
     @pytest.mark.parametrize("probe", ["linear", "finetune"])
     def test_a_task_is_scored_as_it_scores_itself(self, monkeypatch, probe):
@@ -192,6 +225,6 @@ class TestEvaluation:
         score = segmentation_score(task, source)
         scenes = [Lidar(scene) for scene in split_scenes(source.scenes(), "val")]
         assert score(scenes) == pytest.approx(task.evaluate(task.validation.each("val"))["miou"])
-        table = evaluate_robustness(score, scenes, classes=task.classes)
+        table = evaluate_robustness(score, scenes, generated(scenes, classes=task.classes))
         assert all(0 <= value <= 100 for values in table.corrupted.values() for value in values)
-        assert table.metrics == evaluate_robustness(score, scenes, classes=task.classes).metrics
+        assert table.metrics == evaluate_robustness(score, scenes, generated(scenes, classes=task.classes)).metrics

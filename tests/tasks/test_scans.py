@@ -2,20 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shutil import copytree, rmtree
 
 import numpy as np
 import pytest
 import torch
 
+from data.scan_maker import write_corrupted, write_semantic_kitti
 from splatlearn import registry
-from splatlearn.data.corruptions import CORRUPTIONS
+from splatlearn.data.corruptions import CORRUPTIONS, SEVERITIES
+from splatlearn.data.sampling import split_scenes
 from splatlearn.data.scene import Scene, Source
 from splatlearn.encoders.base import PointEncoderConfig
 from splatlearn.errors import BadData, UserError
 from splatlearn.structures import Points
 from splatlearn.tasks.base import resolve_encoder
 from splatlearn.tasks.clouds import Cloud, CloudData, HeldData, distort_scan, keep_clouds
-from splatlearn.tasks.robustness import under_corruptions
+from splatlearn.tasks.robustness import BASELINES, under_corruptions
 from splatlearn.tasks.segmentation import Segmentation, SegmentationConfig
 
 ENCODER = registry.encoders.config("waffleiron.tiny")
@@ -167,6 +170,24 @@ class TestRobustness:
         assert len(told) == 25 and set(table.corrupted) == set(CORRUPTIONS)
         assert table.clean == pytest.approx(clean)
         assert table.metrics["mrr"] > 0 and "mce" not in table.metrics
+
+    def test_an_official_set_brings_its_baseline(self, tmp_path):
+        write_semantic_kitti(tmp_path / "clean")
+        made = Source(name=str(tmp_path / "clean"))
+        write_corrupted(tmp_path / "spoilt", "SemanticKITTI-C", split_scenes(made.scenes(), "val"))
+        encoder = resolve_encoder("random:waffleiron.tiny").encoder
+        config = registry.tasks.config("segmentation.lidar", {"tuning": 0.0, "learning_rates": (0.1,)})
+        task = Segmentation(config, encoder=encoder, source=made).eval()  # pyright: ignore
+        # Nothing labelled is left of fog.
+        with pytest.raises(BadData, match="no point of the validation clouds is labelled"):
+            under_corruptions(task, made, 0, lambda text: None, tmp_path / "spoilt")
+        folder = tmp_path / "spoilt"
+        for severity in SEVERITIES:
+            rmtree(folder / "fog" / severity / "labels")
+            copytree(folder / "snow" / severity / "labels", folder / "fog" / severity / "labels")
+        table = under_corruptions(task, made, 0, lambda text: None, folder)
+        assert table.name == "SemanticKITTI-C" and table.baseline == BASELINES["SemanticKITTI-C"]
+        assert table.metrics["mce"] > 0 and table.corrupted["fog"] != table.clean
 
     def test_clouds_that_are_no_scans(self):
         class Room(Turn):

@@ -88,18 +88,18 @@ class KittiScan(LidarScene):
             split=split,
             frame=frame,
             cameras=(CAMERA,) if image else (),
-            labelled=labels is not None,
+            labels=labels,
             skipped=skipped,
         )
-        self._image, self._calibration, self._labels, self._boxes = image, calibration, labels, boxes
+        self._image, self._calibration, self._boxes = image, calibration, boxes
 
     def read(self) -> Returns:
         """The scan."""
         rows = read_records(self.scan, _COLUMNS)
         label = None
-        if self._labels is not None:
-            raw = read_labels(self._labels, "<u4", len(rows)) & 0xFFFF
-            label = map_classes(raw, LEARNING_MAP, self._labels)
+        if self.labels is not None:
+            raw = read_labels(self.labels, "<u4", len(rows)) & 0xFFFF
+            label = map_classes(raw, LEARNING_MAP, self.labels)
         return Returns(rows[:, :3], rows[:, 3], label=label)
 
     def views(self) -> list[View]:

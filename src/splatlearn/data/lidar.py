@@ -108,17 +108,17 @@ class CalibratedScan(LidarScene):
             split=split,
             frame=frame,
             cameras=tuple(images),
-            labelled=labels is not None,
+            labels=labels,
             skipped=skipped,
         )
-        self._rig, self._images, self._labels, self._poses = rig, images, labels, poses
+        self._rig, self._images, self._poses = rig, images, poses
         self.projection = rig.projection
 
     def read(self) -> Returns:
         """The columns that have a meaning here, and the labels."""
         columns = read_columns(self.scan, self._rig.columns)
         xyz = np.stack([columns[axis] for axis in "xyz"], 1)
-        label = None if self._labels is None else self._label(self._labels, len(xyz))
+        label = None if self.labels is None else self._label(self.labels, len(xyz))
         return Returns(xyz, columns.get("intensity"), columns.get("ring"), label)
 
     def views(self) -> list[View]:

@@ -97,17 +97,16 @@ class NuScenesScan(LidarScene):
             split=split,
             frame=frame,
             cameras=cameras,
-            labelled=labels is not None,
+            labels=labels,
             skipped=skipped,
         )
-        self._labels = labels
 
     def read(self) -> Returns:
         """The scan, its ring as `beam`."""
         rows = read_records(self.scan, _RECORD)
         label = None
-        if self._labels is not None:
-            label = map_classes(read_labels(self._labels, "u1", len(rows)), LIDARSEG, self._labels)
+        if self.labels is not None:
+            label = map_classes(read_labels(self.labels, "u1", len(rows)), LIDARSEG, self.labels)
         return Returns(rows[:, :3], rows[:, 3], rows[:, _RING], label)
 
 

@@ -8,10 +8,11 @@ import logging
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -114,7 +115,8 @@ class LidarScene(Scene):
         split: `train`, `val`, `test`, or empty.
         frame: raw index in the drive.
         cameras: names of the photographs' cameras, in the order of `views()`.
-        labelled: whether `read` gives labels.
+        labels: file of the point labels, where they have one.
+        labelled: whether `read` gives labels without such a file.
         skipped: photographs that are missing, with reasons.
     """
 
@@ -127,15 +129,22 @@ class LidarScene(Scene):
         split: str = "",
         frame: int = 0,
         cameras: Sequence[str] = (),
+        labels: Path | None = None,
         labelled: bool = False,
         skipped: Sequence[Skipped] = (),
     ) -> None:
         self.name, self.scan, self.split, self.frame = name, scan, split, frame
         self.camera_names, self.skipped = tuple(cameras), tuple(skipped)
-        self.labelled = labelled
+        self.labels, self.labelled = labels, labelled or labels is not None
         self._intensity = intensity
         if intensity is not None:
             self.intensity_statistics = intensity.statistics
+
+    def from_files(self, scan: Path, labels: Path) -> Self:
+        """The same scan as other files have it, with labels of their own."""
+        other = copy(self)
+        other.scan, other.labels, other.labelled = scan, labels, True
+        return other
 
     @abstractmethod
     def read(self) -> Returns:

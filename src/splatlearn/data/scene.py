@@ -95,6 +95,11 @@ class Scene(ABC):
         self.notes = (*self.notes, text)
         log.log(level, "%s: %s", self.name, text)
 
+    def view_key(self, view: int) -> int | str:
+        """What is kept about a view is known by: its camera's name in a rig, of which a reader may take some, else
+        its number."""
+        return self.camera_names[view] if self.camera_names else view
+
     @property
     def cameras(self) -> Cameras:
         """All V views at their native size (V may be 0), attribute `frame` (V) int64 = raw index."""

@@ -30,7 +30,7 @@ from splatlearn.ops.voxels import first_of_voxels
 from splatlearn.registry import recipes
 from splatlearn.structures import Batch, Cameras, Frames, Points
 from splatlearn.teachers.base import Teacher, create_teacher
-from splatlearn.teachers.prepared import PreparedMaps, view_key
+from splatlearn.teachers.prepared import PreparedMaps
 
 OF_SCANS = ("intensity", "reflectance")
 """Attributes of scans that an encoder may take as input."""
@@ -177,9 +177,8 @@ class ScaLRData:
         wanted = {"pixel", *self.student.inputs} & set(points.attributes)
         points = replace(points, attributes={name: points[name] for name in sorted(wanted)})
         frames = scene.frames([view], config.size)
-        whole, number = (scene.scene, scene.views[view]) if isinstance(scene, CameraSubset) else (scene, view)
         for maps in self.prepared:
-            frames = maps.attach(frames, scene.name, [view_key(whole, number)])
+            frames = maps.attach(frames, scene.name, [scene.view_key(view)])
         return Scan(names=(name,), points=self.student.precompute(points), frames=frames)
 
     def _thin(self, points: Points, rng: np.random.Generator) -> Points:
@@ -229,6 +228,10 @@ class CameraSubset(Scene):
         self.split, self.skipped, self.notes = scene.split, scene.skipped, scene.notes
         self.intensity_statistics, self.projection = scene.intensity_statistics, scene.projection
         self.camera_names = tuple(scene.camera_names[view] for view in views) if scene.camera_names else ()
+
+    def view_key(self, view: int) -> int | str:
+        """As the scene's."""
+        return self.scene.view_key(self.views[view])
 
     @property
     def cameras(self) -> Cameras:

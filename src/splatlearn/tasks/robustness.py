@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from splatlearn.data.corruptions import CORRUPTIONS, SEVERITIES, CorruptedScene
+from splatlearn.data.kitti import SemanticKittiReader
+from splatlearn.data.nuscenes import NuScenesReader
+from splatlearn.data.sampling import split_scenes
+from splatlearn.data.scans import LidarReader, LidarScene
 from splatlearn.data.scene import Scene, Source
 from splatlearn.errors import BadData, UserError, nearest
 from splatlearn.tasks.evaluation import draw
@@ -29,40 +33,30 @@ BASELINES: Mapping[str, Mapping[str, float]] = {
 corruption. Source: the tables in the README of ldkong1205/Robo3D."""
 
 
+Corrupt = Callable[[str, str], Sequence[Scene]]
+"""Corruption and severity -> the validation scans, spoilt."""
+
+
 class Layout(NamedTuple):
     """Where the scans of an official corrupted set lie within a folder `CORRUPTION/SEVERITY`.
 
     Args:
-        scans: folder of the scans, each file in the format of the original set.
+        reader: of the original set, whose files have the same names and formats.
+        scans: folder of the scans.
         labels: folder of the labels.
     """
 
+    reader: type[LidarReader]
     scans: str
     labels: str
 
 
 LAYOUTS: Mapping[str, Layout] = {
-    "SemanticKITTI-C": Layout("velodyne", "labels"),
-    "nuScenes-C": Layout("samples/LIDAR_TOP", "lidarseg/v1.0-trainval"),
+    "SemanticKITTI-C": Layout(SemanticKittiReader, "velodyne", "labels"),
+    "nuScenes-C": Layout(NuScenesReader, "samples/LIDAR_TOP", "lidarseg/v1.0-trainval"),
 }
 """By corrupted set. Source: docs/DATA_PREPARE.md of ldkong1205/Robo3D, whose names of corruptions and severities are
 those of `data/corruptions`."""
-
-
-class OfficialScans(NamedTuple):
-    """One corruption of an official set at one severity.
-
-    Args:
-        corruption: of `CORRUPTIONS`.
-        severity: of `SEVERITIES`.
-        scans: folder.
-        labels: folder.
-    """
-
-    corruption: str
-    severity: str
-    scans: Path
-    labels: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,22 +193,18 @@ def check_complete(corrupted: Mapping[str, Sequence[float]], what: str = "robust
 def evaluate_robustness(
     score: Callable[[Sequence[Scene]], float],
     scenes: Sequence[Scene],
+    corrupt: Corrupt,
     *,
-    seed: int = 0,
-    classes: Sequence[str] = (),
-    beams: int = 64,
     baseline: Mapping[str, float] | None = None,
     name: str = "",
     tell: Callable[[str], None] = lambda text: None,
 ) -> RobustnessTable:
-    """A model under the eight corruptions at three severities, by generators of this project.
+    """A model under the eight corruptions at three severities.
 
     Args:
         score: mIoU in percent of the model on scenes: trained once, without corruptions, and not adapted to them.
         scenes: validation scans with labels.
-        seed: of the corruptions.
-        classes: names of the label ids, by which ground and vehicles are known.
-        beams: lasers of the sensor, for scans that do not say.
+        corrupt: what they become, `generated` or `official`.
         baseline: mean mIoU by corruption of another model on the same corrupted scans (`RobustnessTable.means`).
         name: of the data, for the record.
         tell: gets a line before each of the 25 evaluations.
@@ -227,13 +217,67 @@ def evaluate_robustness(
 
     def corrupted(corruption: str, severity: str) -> float:
         tell(f"{corruption}, {severity}")
-        changed = [CorruptedScene(s, corruption, severity, seed=seed, classes=classes, beams=beams) for s in scenes]
-        return score(changed)
+        return score(corrupt(corruption, severity))
 
     tell(CLEAN)
     clean = score(scenes)
     values = {c: tuple(corrupted(c, severity) for severity in SEVERITIES) for c in CORRUPTIONS}
     return RobustnessTable(clean=clean, corrupted=values, baseline=baseline or {}, name=name)
+
+
+def generated(scenes: Sequence[Scene], *, seed: int = 0, classes: Sequence[str] = (), beams: int = 64) -> Corrupt:
+    """Corruptions by generators of this project.
+
+    Args:
+        scenes: scans with labels.
+        seed: of the corruptions.
+        classes: names of the label ids, by which ground and vehicles are known.
+        beams: lasers of the sensor, for scans that do not say.
+    """
+
+    def corrupt(corruption: str, severity: str) -> list[Scene]:
+        return [CorruptedScene(s, corruption, severity, seed=seed, classes=classes, beams=beams) for s in scenes]
+
+    return corrupt
+
+
+def official(scenes: Sequence[Scene], root: Path, kind: str) -> Corrupt:
+    """The scans as one of Robo3D's corrupted sets has them, with the labels that lie there.
+
+    Args:
+        scenes: validation scans of the original set.
+        root: folder with one folder a corruption.
+        kind: of `LAYOUTS`.
+
+    Raises:
+        BadData: folders or scans are missing; the first of them are named.
+    """
+    layout = LAYOUTS[kind]
+    folders = [root / c / severity for c in CORRUPTIONS for severity in SEVERITIES]
+    missing = [str(f.relative_to(root) / part) for f in folders for part in layout[1:] if not (f / part).is_dir()]
+    if missing:
+        raise BadData(
+            f"{root}: a folder of {kind} is expected, with CORRUPTION/SEVERITY/{layout.scans} and .../{layout.labels}; "
+            f"missing: {_first_of(missing)}"
+        )
+    scans = [scene for scene in scenes if isinstance(scene, LidarScene) and scene.labels]
+
+    def files(folder: Path) -> list[tuple[Path, Path]]:
+        return [
+            (folder / layout.scans / s.scan.name, folder / layout.labels / s.labels.name) for s in scans if s.labels
+        ]
+
+    pairs = {folder: files(folder) for folder in folders}
+    lost = [
+        str(file.relative_to(root)) for pair in pairs.values() for files in pair for file in files if not file.exists()
+    ]
+    if lost:
+        raise BadData(f"{root}: files of the validation scans are missing: {_first_of(lost)}")
+
+    def corrupt(corruption: str, severity: str) -> list[Scene]:
+        return [s.from_files(*files) for s, files in zip(scans, pairs[root / corruption / severity], strict=True)]
+
+    return corrupt
 
 
 def segmentation_score(task: Segmentation, source: Source) -> Callable[[Sequence[Scene]], float]:
@@ -260,64 +304,69 @@ def segmentation_score(task: Segmentation, source: Source) -> Callable[[Sequence
     return score
 
 
-def check_scans(source: Source) -> None:
+def check_scans(source: Source, corrupted: Path | None = None) -> None:
     """Refuses data that cannot be corrupted, before anything is trained.
 
+    Args:
+        source: of the scans.
+        corrupted: folder of an official corrupted set of them.
+
     Raises:
-        UserError: the first cloud is no lidar scan.
+        UserError: the first cloud is no lidar scan, or there is no official corrupted set of such data.
+        BadData: files of the corrupted set are missing.
     """
     first = source.scenes()[0]
     if "intensity" not in first.points():
         raise UserError(f"--robustness: corruptions are of lidar scans; {first.name} has no intensity")
+    if corrupted is not None:
+        official(split_scenes(source.scenes(), "val"), corrupted, official_kind(source))
 
 
-def under_corruptions(task: Segmentation, source: Source, seed: int, tell: Callable[[str], None]) -> RobustnessTable:
-    """`evaluate_robustness` of a trained task on the validation scans of its data; without a baseline.
+def official_kind(source: Source) -> str:
+    """Which of `LAYOUTS` is the corrupted form of these data.
+
+    Raises:
+        UserError: none.
+    """
+    reader = source.reader()
+    kinds = [kind for kind, layout in LAYOUTS.items() if isinstance(reader, layout.reader)]
+    if not kinds:
+        raise UserError(
+            f"--corrupted: Robo3D has {' and '.join(LAYOUTS)}; --data {source.name} is of neither original set; "
+            "--robustness alone makes corruptions for any scans"
+        )
+    return kinds[0]
+
+
+def under_corruptions(
+    task: Segmentation, source: Source, seed: int, tell: Callable[[str], None], corrupted: Path | None = None
+) -> RobustnessTable:
+    """`evaluate_robustness` of a trained task on the validation scans of its data.
 
     Args:
         task: trained.
         source: its data.
-        seed: of the corruptions.
+        seed: of corruptions that are made.
         tell: gets a line before each of the 25 evaluations.
+        corrupted: folder of an official corrupted set, which is then read and has a published baseline.
 
     Raises:
-        UserError: the clouds are no lidar scans.
+        UserError: as `check_scans`.
     """
-    check_scans(source)
+    check_scans(source, corrupted)
     scenes = cloud_data(task.config, task.encoder, source).scenes("val")["all"]
-    name = f"{source.name}, corrupted by our generators"
-    return evaluate_robustness(
-        segmentation_score(task, source), scenes, seed=seed, classes=task.classes, name=name, tell=tell
-    )
+    score = segmentation_score(task, source)
+    if corrupted is None:
+        made = generated(scenes, seed=seed, classes=task.classes)
+        return evaluate_robustness(score, scenes, made, name=f"{source.name}, corrupted by our generators", tell=tell)
+    kind = official_kind(source)
+    read = official(scenes, corrupted, kind)
+    return evaluate_robustness(score, scenes, read, baseline=BASELINES[kind], name=kind, tell=tell)
 
 
-def official_scans(root: Path, kind: str) -> list[OfficialScans]:
-    """The 24 folders of one of Robo3D's corrupted sets.
-
-    Args:
-        root: folder with one folder a corruption.
-        kind: of `LAYOUTS`: `SemanticKITTI-C` or `nuScenes-C`.
-
-    Raises:
-        UserError: another kind.
-        BadData: folders are missing; all of them are named.
-    """
-    if kind not in LAYOUTS:
-        raise UserError(f"no corrupted set {kind!r}{nearest(kind, LAYOUTS)} (known: {', '.join(LAYOUTS)})")
-    layout = LAYOUTS[kind]
-    found = [
-        OfficialScans(name, level, root / name / level / layout.scans, root / name / level / layout.labels)
-        for name in CORRUPTIONS
-        for level in SEVERITIES
-    ]
-    missing = [str(f.relative_to(root)) for each in found for f in (each.scans, each.labels) if not f.is_dir()]
-    if missing:
-        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        raise BadData(
-            f"{root}: a folder of {kind} is expected, with CORRUPTION/SEVERITY/{layout.scans} and .../{layout.labels}; "
-            f"missing: {', '.join(missing[:4])}{more}"
-        )
-    return found
+def _first_of(names: Sequence[str], most: int = 4) -> str:
+    """The first few, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _mean(values: Sequence[float]) -> float:

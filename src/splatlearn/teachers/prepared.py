@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from splatlearn.config import changed
-from splatlearn.data.scene import Scene
 from splatlearn.encoders.base import FeatureMaps
 from splatlearn.errors import BadData, UserError
 from splatlearn.structures import Frames, Images
@@ -25,11 +24,6 @@ from splatlearn.teachers.base import Teacher
 
 FACTS = "maps.json"
 T = TypeVar("T", bound=Images)
-
-
-def view_key(scene: Scene, view: int) -> int | str:
-    """What a view's maps are kept by: the camera's name in a rig, of which a reader may take some, else its number."""
-    return scene.camera_names[view] if scene.camera_names else view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +119,7 @@ class PreparedMaps:
         _replace(self.folder / FACTS, (json.dumps(facts, indent=2) + "\n").encode())
 
     def path(self, scene: str, view: int | str) -> Path:
-        """The file of a view: its number in the scene, or, of a rig, the camera's name (`view_key`)."""
+        """The file of a view: its number in the scene, or, of a rig, the camera's name (`Scene.view_key`)."""
         name = view if isinstance(view, str) else f"{view:06d}"
         return self.folder / quote(scene, safe=" ") / f"{quote(name, safe=' ')}.safetensors"
 
@@ -134,7 +128,7 @@ class PreparedMaps:
 
         Args:
             scene: its name.
-            view: its `view_key`.
+            view: its `Scene.view_key`.
             maps: of this one view.
             frame: raw number of the view, that it is known by.
 
@@ -154,7 +148,7 @@ class PreparedMaps:
         Args:
             frames: V images of the size that was prepared, not cropped, flipped or turned.
             scene: that they are of.
-            views: the `view_key` of each.
+            views: the `Scene.view_key` of each.
 
         Raises:
             BadData: a view was not prepared, or its file does not fit.

@@ -24,6 +24,7 @@ def evaluate(
     preset: str = "small",
     labels: float = 1.0,
     robustness: bool = False,
+    corrupted: Path | None = None,
     steps: int | None = None,
     seed: int = 0,
     json: Path | None = None,
@@ -48,6 +49,8 @@ def evaluate(
         preset: of the task: small, tiny; lidar, lidar-tiny for scans.
         labels: share of the labelled training points (lidar: scans) that is used, the same for every method.
         robustness: also measure under the eight corruptions of lidar scans of Robo3D, by our own generators.
+        corrupted: folder of SemanticKITTI-C or nuScenes-C, which is then read for --robustness in their place, with
+            Robo3D's baseline.
         steps: optimiser steps; by default the task's.
         seed: of new weights, order, and the choice of labels.
         json: file for the result, written anew.
@@ -74,26 +77,27 @@ def evaluate(
     if problems:
         problems.catch(lambda: resolve_encoder(encoder, encoder_options))
     problems.tell()
+    robustness = robustness or corrupted is not None
     if robustness:
         from splatlearn.tasks.robustness import check_scans
 
-        check_scans(trial.source)
+        check_scans(trial.source, corrupted)
     resolved = find_encoder(trial, encoder, encoder_options)
-    then = partial(_robustness, trial) if robustness else lambda task: {}
+    then = partial(_robustness, trial, corrupted) if robustness else lambda task: {}
     result = run_probe(trial, resolved, encoder, run=run, show=True, encoder_options=encoder_options, then=then)
     if file is not None and is_main():
         result.write(file)
     return result
 
 
-def _robustness(trial: "Trial", task: Any) -> Mapping[str, Any]:
+def _robustness(trial: "Trial", corrupted: Path | None, task: Any) -> Mapping[str, Any]:
     """The table of corruptions; progress on standard error."""
     from rich.console import Console
 
     from splatlearn.tasks.robustness import under_corruptions
 
     tell = Console(stderr=True).print
-    return {"robustness": under_corruptions(task, trial.source, trial.seed, tell)}
+    return {"robustness": under_corruptions(task, trial.source, trial.seed, tell, corrupted)}
 
 
 def evaluate_table(

@@ -78,7 +78,7 @@ def prepare(
     from splatlearn.errors import Problems
     from splatlearn.tasks.base import pick_device
     from splatlearn.teachers.base import create_teacher
-    from splatlearn.teachers.prepared import PreparedMaps, view_key
+    from splatlearn.teachers.prepared import PreparedMaps
 
     start, out, problems = time.perf_counter(), Path(out).expanduser(), Problems()
     source = Source(name=data, options=dict(data_options or {}))
@@ -94,7 +94,7 @@ def prepare(
     scenes = [scene for scene in source.scenes() if len(scene.cameras)]
     maps = PreparedMaps.of(network, size or _own_size(scenes, data), out)
     todo = [(scene, view) for scene in scenes for view in range(len(scene.cameras))]
-    missing = [(scene, view) for scene, view in todo if not maps.path(scene.name, view_key(scene, view)).exists()]
+    missing = [(scene, view) for scene, view in todo if not maps.path(scene.name, scene.view_key(view)).exists()]
     _estimate(maps, len(scenes), len(todo), len(missing))
     maps.begin()
     skipped = _make(network, maps, missing, pick_device(device))
@@ -147,7 +147,6 @@ def _make(
     from splatlearn.data.progress import progress
     from splatlearn.data.scene import Rejected
     from splatlearn.errors import BadData, UserError
-    from splatlearn.teachers.prepared import view_key
 
     teacher.to(device)
     skipped: dict[str, str] = {}
@@ -157,7 +156,7 @@ def _make(
             try:
                 frames = scene.frames([view], maps.size)
                 seen = teacher(frames.to(device))
-                maps.write(scene.name, view_key(scene, view), seen, int(frames.cameras["frame"][0]))
+                maps.write(scene.name, scene.view_key(view), seen, int(frames.cameras["frame"][0]))
             except (Rejected, UserError) as error:
                 skipped[f"{scene.name}, view {view}"] = str(error)
     if skipped and len(skipped) == len(views):

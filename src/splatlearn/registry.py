@@ -213,6 +213,11 @@ encoders: Registry[Any] = Registry(
             ("12-128", "tiny", "48-256", "48-384", "48-768", "48-768-v1"),
             "WaffleIron: points mixed on 2D grids (ScaLR).",
         ),
+        "vit": BuiltIn(
+            "splatlearn.encoders.vit",
+            ("s14-336", "tiny", "b14-336", "s14-448", "b14-448", "b16-224"),
+            "Vision transformers with registers (DUNE), or without (UNIC).",
+        ),
     },
 )
 teachers: Registry[Any] = Registry(

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from splatlearn.encoders.patches import IMAGENET_MEAN, IMAGENET_STD, fit_images, normalized, token_grid
 from splatlearn.errors import UserError
-from splatlearn.structures import Points, Tokens
+from splatlearn.structures import Images, Points, Tokens
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,10 +45,12 @@ class FeatureMaps:
     Args:
         levels: (V C h w), shallow to deep.
         summary: (V C) class token, or the mean of the last level.
+        summaries: (V C) the class token of every level, where the network gives them.
     """
 
     levels: tuple[Tensor, ...]
     summary: Tensor
+    summaries: tuple[Tensor, ...] = ()
 
     def at(self, pixels: Tensor, view: Tensor, size: tuple[int, int], corners: bool = False, level: int = -1) -> Tensor:
         """Features at continuous pixels, bilinear between the four nearest tokens; no dense map is made.
@@ -192,6 +195,11 @@ class Encoder(nn.Module):
     name: str = ""
     channels: tuple[int, ...]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return next((parameter.dtype for parameter in self.parameters()), torch.get_default_dtype())
+
 
 class PointEncoder(Encoder, ABC):
     """Points in, features for every input point out. Subclasses give `embed` and `encode`.
@@ -201,11 +209,6 @@ class PointEncoder(Encoder, ABC):
     """
 
     config: PointEncoderConfig
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        return next((parameter.dtype for parameter in self.parameters()), torch.get_default_dtype())
 
     @abstractmethod
     def embed(self, points: Points) -> Tokens:
@@ -219,6 +222,41 @@ class PointEncoder(Encoder, ABC):
         """Encodes packed clouds, taken to the precision of the weights; items do not see each other."""
         points = points.in_precision(self.dtype)
         return self.encode(self.embed(points), points)
+
+
+class ImageEncoder(Encoder, ABC):
+    """Images in, token grids out. Subclasses give `look`; repeated blocks live in modules called `blocks`.
+
+    Views do not see each other. Images are normalised here, so that students and teachers get the same ones.
+
+    Attributes:
+        channels: feature width of each level, shallow to deep.
+        patch: pixels between tokens.
+        mean, std: (R G B) of images in [0, 1], subtracted and divided by; ImageNet's.
+    """
+
+    patch: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def forward(self, images: Tensor | Images, grid: tuple[int, int] | None = None) -> FeatureMaps:
+        """Features of every view, in the precision of the weights.
+
+        Args:
+            images: (V 3 H W) RGB in [0, 1].
+            grid: (width, height) in tokens: the images are resized to so many patches. Left out, they keep their size.
+
+        Raises:
+            UserError: no grid is named and the patch does not divide the size.
+        """
+        pixels = (images.images if isinstance(images, Images) else images).to(self.dtype)
+        height, width = pixels.shape[2:]
+        grid = grid or token_grid((width, height), self.patch, self.name or type(self).__name__)
+        return self.look(normalized(fit_images(pixels, grid, self.patch), self.mean, self.std))
+
+    @abstractmethod
+    def look(self, pixels: Tensor) -> FeatureMaps:
+        """Features of normalised images (V 3 H W), whose sides are multiples of the patch."""
 
 
 def calibrate(encoder: PointEncoder, batches: Iterable[Points]) -> int:

@@ -1,7 +1,7 @@
 """How publishers name and store the weights of encoders, and what that becomes here.
 
 A layout translates published keys and axis orders into ours: Pointcept's SpUNet, MinkowskiEngine's networks, VoteNet,
-and WaffleIron with ScaLR. Reading and strict loading are in `weights`.
+WaffleIron with ScaLR, and the vision transformers of DINOv2, DUNE and UNIC. Reading and strict loading are in `weights`.
 """
 
 import re
@@ -182,6 +182,18 @@ def _waffleiron_rules() -> tuple[Rule, ...]:
     )
 
 
+def _vit_rules() -> tuple[Rule, ...]:
+    """DINOv2's vision transformer, whose blocks may lie in one chunk (`blocks.0.3`)."""
+    return (
+        (r"cls_token", "class_token", None),
+        (r"pos_embed", "positions", None),
+        (r"register_tokens", "registers", None),
+        (r"patch_embed\.proj\.(weight|bias)", r"patches.\1", None),
+        (r"blocks\.(?:0\.)?(\d+)\.(norm.*|attn.*|ls.*|mlp.*)", r"blocks.\1.\2", None),
+        (r"norm\.(weight|bias)", r"norm.\1", None),
+    )
+
+
 def waffleiron_activation(keys: Iterable[str]) -> str:
     """`gelu` or `relu` where published keys leave no doubt, else nothing.
 
@@ -215,6 +227,12 @@ LAYOUTS: Mapping[str, Layout] = {
     ),
     "waffleiron": Layout(
         _waffleiron_rules(), prefixes=("module.",), ignored=("classif.",), refuses=_another_activation
+    ),
+    "vit": Layout(
+        _vit_rules(),
+        prefixes=("module.", "_orig_mod.", "encoder."),
+        ignored=("mask_token", "projectors.", "teacher_norms.", "lp."),
+        unused=("norm.",),
     ),
 }
 """Published layouts by name; `splatlearn` is our own."""

@@ -9,16 +9,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from splatlearn import registry
 from splatlearn.config import to_options
 from splatlearn.encoders.base import FeatureMaps
+from splatlearn.encoders.patches import IMAGENET_MEAN, IMAGENET_STD, fit_images, normalized, token_grid
 from splatlearn.errors import UserError
 from splatlearn.structures import Images
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 RANDOM = "random"
 """What `weights` and `TeacherInfo.source` say of weights that were never trained."""
 log = logging.getLogger("splatlearn")
@@ -107,9 +105,8 @@ class Teacher(nn.Module, ABC):
         if f"maps/{self.name}" in images:
             return self._prepared(images, grid)
         pixels = self._fitted(images.images.to(self.dtype), grid)
-        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         if len(pixels):
-            return self.look((pixels - mean) / std)
+            return self.look(normalized(pixels, self.mean, self.std))
         maps = self.look(pixels.new_zeros(1, *pixels.shape[1:]))  # networks cannot do with no views
         return FeatureMaps(levels=tuple(level[:0] for level in maps.levels), summary=maps.summary[:0])
 
@@ -132,25 +129,12 @@ class Teacher(nn.Module, ABC):
         Raises:
             UserError: the patch does not divide that size.
         """
-        patch, (width, height) = self.info.patch, size
-        if width % patch or height % patch:
-            raise UserError(
-                f"{self.name}: images of {width}x{height} do not divide into patches of {patch} pixels; nearest "
-                f"sizes that do: {_multiples(width, patch)} wide, {_multiples(height, patch)} high; or name a grid "
-                "of tokens"
-            )
-        return width // patch, height // patch
+        return token_grid(size, self.info.patch, self.name)
 
     def _fitted(self, images: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """Images of a size that the patch divides."""
         height, width = images.shape[2:]
-        grid, patch = grid or self.tokens((width, height)), self.info.patch
-        size = (grid[1] * patch, grid[0] * patch)
-        if size == (height, width):
-            return images
-        if not len(images):
-            return images.new_zeros(0, 3, *size)
-        return functional.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+        return fit_images(images, grid or self.tokens((width, height)), self.info.patch)
 
     def _prepared(self, images: Images, grid: tuple[int, int] | None) -> FeatureMaps:
         maps = images[f"maps/{self.name}"].to(self.dtype)
@@ -210,8 +194,3 @@ def _is_timm_model(name: str) -> bool:
     import timm
 
     return timm.is_model(name.partition(".")[0])
-
-
-def _multiples(length: int, patch: int) -> str:
-    below, above = length // patch * patch, (length // patch + 1) * patch
-    return f"{below} or {above}" if below else str(above)

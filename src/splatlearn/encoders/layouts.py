@@ -1,7 +1,7 @@
 """How publishers name and store the weights of encoders, and what that becomes here.
 
 A layout translates published keys and axis orders into ours: Pointcept's SpUNet, MinkowskiEngine's networks, VoteNet,
-WaffleIron with ScaLR, and the vision transformers of DINOv2, DUNE and UNIC. Reading and strict loading are in `weights`.
+WaffleIron with ScaLR, and the transformers of DINOv2, DUNE and UNIC. Reading and strict loading are in `weights`.
 """
 
 import re

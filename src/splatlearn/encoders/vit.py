@@ -6,6 +6,7 @@ Blocks are timm's. Legend: V views, C channels, h w tokens of a map, H W pixels.
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isqrt
+from typing import cast
 
 import torch
 from timm.models.vision_transformer import Block
@@ -79,7 +80,7 @@ class ViTConfig:
 
 def transformer_block(width: int, heads: int, layer_scale: float, drop_path: float = 0.0) -> Block:
     """timm's pre-norm block as DINOv2 has it: biases everywhere, perceptron of 4 times the width, epsilon 1e-6."""
-    norm = partial(nn.LayerNorm, eps=1e-6)
+    norm = cast(type[nn.Module], partial(nn.LayerNorm, eps=1e-6))
     return Block(width, heads, qkv_bias=True, init_values=layer_scale or None, drop_path=drop_path, norm_layer=norm)
 
 

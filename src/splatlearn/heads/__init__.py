@@ -4,9 +4,19 @@ from splatlearn.heads.attention import ImageAttentionConfig
 from splatlearn.heads.decoder import FeatureDecoder, gather_pixels
 from splatlearn.heads.epipolar import EpipolarConfig, EpipolarTransformer
 from splatlearn.heads.gaussians import DepthConfig, DepthHead, GaussianConfig, OffsetConfig, OffsetHead
-from splatlearn.heads.projectors import Projector, ProjectorConfig
+from splatlearn.heads.projectors import (
+    AnyProjectorConfig,
+    ImageProjector,
+    LadderProjectorConfig,
+    Projector,
+    ProjectorConfig,
+    SimpleProjectorConfig,
+    TransformerProjectorConfig,
+    create_projector,
+)
 
 __all__ = [
+    "AnyProjectorConfig",
     "DepthConfig",
     "DepthHead",
     "EpipolarConfig",
@@ -14,9 +24,14 @@ __all__ = [
     "FeatureDecoder",
     "GaussianConfig",
     "ImageAttentionConfig",
+    "ImageProjector",
+    "LadderProjectorConfig",
     "OffsetConfig",
     "OffsetHead",
     "Projector",
     "ProjectorConfig",
+    "SimpleProjectorConfig",
+    "TransformerProjectorConfig",
+    "create_projector",
     "gather_pixels",
 ]

@@ -1,9 +1,10 @@
 """Published encoders: what a file of weights is, what it does not say, and the network that it fits.
 
-So far WaffleIron, ScaLR and ScaLR+, as their training code leaves them: checkpoints, or archives of one.
+So far WaffleIron, ScaLR and ScaLR+, DUNE and UNIC, as their training code leaves them: checkpoints, or archives of one.
 """
 
 import io
+import logging
 import re
 import tarfile
 from collections.abc import Mapping
@@ -13,16 +14,31 @@ from typing import Any
 
 from torch import Tensor
 
+from splatlearn import registry
+from splatlearn.encoders.base import Encoder
 from splatlearn.encoders.layouts import waffleiron_activation
-from splatlearn.encoders.weights import TORCH_FILES, read_torch_file, read_weights
+from splatlearn.encoders.published_vit import HEADS, bare_state, is_vit, vit_defaults, vit_facts, vit_options
+from splatlearn.encoders.weights import TORCH_FILES, load_weights, read_torch_file, read_weights
 from splatlearn.errors import BadData, ConfigError, UserError
 
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 ENDINGS = (*TORCH_FILES, *ARCHIVES, ".safetensors")
 """How files of weights end."""
+log = logging.getLogger("splatlearn")
 HEAD = "classif."
 TEACHER = 256
 """A head of as many channels or more gives features of a teacher (384 and up), not classes."""
+
+
+MODELS = {
+    "dune.vits14_336": "vit.s14-336",
+    "dune.vits14_448": "vit.s14-448",
+    "dune.vitb14_336": "vit.b14-336",
+    "dune.vitb14_448": "vit.b14-448",
+    "dune.vitb14_448_paper": "vit.b14-448",
+    "unic.vitb16": "vit.b16-224",
+}
+"""Published encoders by their publishers' names, and the presets that they fit."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +48,29 @@ class Published:
     Args:
         state: published key, without the prefix of several processes -> tensor.
         origin: the file, and what was read of an archive.
-        generation: `ScaLR`, `ScaLR+` or `WaffleIron`.
+        family: of the encoder, and the layout of the keys.
+        generation: `ScaLR`, `ScaLR+`, `WaffleIron`, `DUNE` or `UNIC`.
         stage: `distilled`, `segmentation`, or `trunk` where there is no head.
-        options: of the encoder's config, as far as shapes tell them.
-        activation: why the options have the activation they have.
+        options: of the encoder's config, as far as the file tells them.
+        defaults: options that follow from the file, and that may be asked for otherwise.
+        heads: beginnings of the keys of what is no part of the encoder.
+        facts: what else there is to say, by what it is of (`activation`, `norm`, `licence`).
     """
 
     state: Mapping[str, Tensor]
     origin: str
+    family: str
     generation: str
     stage: str
     options: Mapping[str, Any]
-    activation: str
+    defaults: Mapping[str, Any]
+    heads: tuple[str, ...]
+    facts: Mapping[str, str]
 
     @property
     def head(self) -> dict[str, Tensor]:
         """The entries of the head, which is no part of the encoder."""
-        return {key: value for key, value in self.state.items() if key.startswith(HEAD)}
+        return {key: value for key, value in self.state.items() if key.startswith(self.heads)}
 
 
 def read_published(path: Path, act: str | None = None) -> Published:
@@ -63,11 +85,44 @@ def read_published(path: Path, act: str | None = None) -> Published:
         UserError: tensors of something else, an activation that cannot be right, or none where it is needed.
     """
     state, origin = _read(path)
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = bare_state(state)
+    if is_vit(state):
+        options, (generation, stage, facts) = vit_options(state, path), vit_facts(state)
+        return Published(state, origin, "vit", generation, stage, options, vit_defaults(state, options), HEADS, facts)
     options = _shapes(state, path)
     named_plus = re.search(r"scalr[-_ ]?(plus|\+)", f"{path.absolute()} {origin}", re.IGNORECASE) is not None
     options["act"], reason = _activation(state, act, named_plus, path)
-    return Published(state, origin, _generation(state, options), _stage(state), options, reason)
+    facts = {"activation": f"{options['act']}: {reason}"}
+    generation = _generation(state, options)
+    return Published(state, origin, "waffleiron", generation, _stage(state), options, {}, (HEAD,), facts)
+
+
+def create_encoder(name: str, weights: str | Path | None = None, **options: Any) -> Encoder:
+    """An encoder in eval mode, with published weights or untrained.
+
+    Args:
+        name: `family` or `family.preset` of `registry.encoders`, or a published encoder of `MODELS`
+            (`dune.vitb14_448`), which needs its weights.
+        weights: the publisher's file, in the layout of the family.
+        options: of the encoder's config, on top of the preset.
+
+    Raises:
+        ConfigError: no such name, or options that do not fit.
+        UserError: a published encoder without weights, or weights that do not fit.
+    """
+    own = MODELS.get(name, name)
+    if own != name and weights is None:
+        raise UserError(f"{name}: name its file of weights (weights=); an untrained network of its kind is {own}")
+    encoder: Encoder = registry.encoders.create(own, options)
+    encoder.name = own if "." in own else f"{own}.{registry.encoders.presets(own)[0]}"
+    if weights is not None:
+        published = read_published(Path(weights), getattr(getattr(encoder, "config", None), "act", None))
+        if published.family != own.partition(".")[0]:
+            raise UserError(f"{weights}: weights of {published.generation}, which {name} is not")
+        load_weights(encoder, published.state, published.family)
+        if "licence" in published.facts:
+            log.warning("%s: licence of these weights: %s", weights, published.facts["licence"])
+    return encoder.eval()
 
 
 def _activation(state: Mapping[str, Tensor], act: str | None, named_plus: bool, path: Path) -> tuple[str, str]:
@@ -122,8 +177,9 @@ def _shapes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     if first is None or first.ndim < 2 or not blocks:
         some = ", ".join(list(state)[:3]) or "none at all"
         raise UserError(
-            f"{path}: no weights of WaffleIron or ScaLR: embed.conv1.weight and waffleiron.channel_mix.0... are "
-            f"expected among the keys, which begin with {some}"
+            f"{path}: no weights of WaffleIron or ScaLR, and none of DUNE or UNIC: embed.conv1.weight and "
+            f"waffleiron.channel_mix.0... are expected among the keys, or encoder.patch_embed.proj.weight; those of the "
+            f"file begin with {some}"
         )
     norm = "batchnorm" if "waffleiron.channel_mix.0.norm.running_mean" in state else "layernorm"
     return {"depth": len(blocks), "width": first.shape[0], "norm": norm}

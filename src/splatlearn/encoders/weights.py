@@ -4,6 +4,7 @@ A layout translates published keys and axis orders into ours (`layouts`). Loadin
 listed in one error, and nothing is loaded then.
 """
 
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from splatlearn.errors import BadData, ConfigError, UserError, nearest
 
 TORCH_FILES = (".pth", ".pt", ".tar", ".bin", ".ckpt")
 """Endings of files that `torch.save` wrote; whatever else, but for `.npz`, is safetensors."""
+PLAIN = (Namespace,)
+"""What a checkpoint may hold beside tensors and containers: settings of a command line (DUNE, UNIC, MASt3R). torch's
+reader makes these and sets their values; it runs no code of the file."""
 NESTED = ("state_dict", "model_state_dict", "model", "model_point", "model_points", "net")
 """Where training code puts the state dict inside a checkpoint (Pointcept, VoteNet, others; ScaLR, WaffleIron)."""
 
@@ -160,7 +164,8 @@ def read_torch_file(path: Path, file: IO[bytes] | None = None) -> dict[str, Tens
         BadData: it holds anything but named tensors.
     """
     try:
-        state = torch.load(file or path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(PLAIN)):
+            state = torch.load(file or path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises errors of many kinds, which all mean this
         raise BadData(f"weights {path}: not a file of tensors ({type(error).__name__})") from error
     if isinstance(state, Mapping):

@@ -49,9 +49,10 @@ def convert(
     In: .ply (usual and compressed), .splat, .spz, SceneSplat folders. Out: .ply, .splat, .spz, SceneSplat folders.
     Axes, unit and order of the Gaussians stay as they are. What the target cannot hold is printed.
 
-    Weights of WaffleIron, ScaLR and ScaLR+ (checkpoints, or their .tar.gz) become a folder that `--encoder` takes:
-    safetensors and a description. Every key must fit; the head is left out. A segmentation network does not tell
-    its activation: --encoder.act gelu (ScaLR+) or relu. Nothing of the file is run.
+    Weights of WaffleIron, ScaLR, ScaLR+, DUNE and UNIC (checkpoints, or their .tar.gz) become a folder that `--encoder`
+    takes: safetensors and a description. Every key must fit; heads and projectors are left out. A segmentation
+    network does not tell its activation: --encoder.act gelu (ScaLR+) or relu. Nothing of the file is run. DUNE's and
+    UNIC's licences allow no commercial use.
 
     PandaSet's folder becomes two, TARGET/pandar64 and TARGET/pandargt, which `--data` then takes; its tables need
     pandas to be installed.

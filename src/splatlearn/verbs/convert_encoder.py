@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
-    from splatlearn.encoders.base import PointEncoder
+    from splatlearn.encoders.base import Encoder
     from splatlearn.encoders.published import Published
     from splatlearn.encoders.weights import KeyReport
 
 FILES = ("encoder.safetensors", "encoder.json")
+SIZES = {"waffleiron": ("depth", "width"), "vit": ("patch", "size", "width", "depth", "registers")}
+"""Options that name a preset of a family."""
+ASSUMED = {"waffleiron": ("inputs", "voxel", "fov_min", "fov_max", "grids"), "vit": ("heads", "levels", "norm")}
+"""Options of a family that no file holds."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,10 @@ class ConvertedEncoder:
             f"{self.source} -> {self.target}{'' if self.written else ' (dry run: nothing was written)'}",
             f"  {facts['generation']}, {facts['stage']}: {self.name}, {self.parameters:,} parameters, "
             f"{facts['keys']} keys, all in place",
-            f"  activation: {facts['activation']}",
-            f"  head: {facts['head']}",
-            f"  assumed: {self.assumed}",
-            f"  checked: {facts['checked']}",
         ]
-        return "\n".join(lines)
+        told = {**facts, "assumed": self.assumed}
+        named = ("activation", "norm", "head", "assumed", "checked", "licence")
+        return "\n".join([*lines, *(f"  {what}: {told[what]}" for what in named if what in told)])
 
 
 def is_weights(path: Path) -> bool:
@@ -78,37 +80,42 @@ def convert_encoder(
     published = read_published(source, options.get("act"))
     for name, value in published.options.items():
         _check_option(name, options.get(name, value), value, source)
-    given = {**published.options, **{k: v for k, v in options.items() if k not in published.options}}
-    encoder: PointEncoder = encoders.create(f"waffleiron.{_preset(published)}", given)
-    encoder.name = f"waffleiron.{_preset(published)}"
-    report: KeyReport = load_weights(encoder, published.state, "waffleiron")
+    name = f"{published.family}.{_preset(published)}"
+    chosen = {key: value for key, value in options.items() if key not in published.options}
+    encoder: Encoder = encoders.create(name, {**published.options, **published.defaults, **chosen})
+    encoder.name = name
+    report: KeyReport = load_weights(encoder, published.state, published.family)
     features = _try(encoder.eval(), source)
     facts = {
         "origin": published.origin,
         "sha256": digest(source),
         "generation": published.generation,
         "stage": published.stage,
-        "activation": f"{published.options['act']}: {published.activation}",
+        **published.facts,
         "keys": len(report.loaded),
         "head": _head(published),
-        "checked": "finite features that differ from point to point",
+        "checked": "finite features that differ from place to place",
     }
     if not dry_run:
         facts["checked"] += ", the same again from what was written"
         _write(encoder, facts, target, features)
     settings = to_options(encoder.config)
-    assumed = ", ".join(f"{name} {settings[name]}" for name in ("inputs", "voxel", "fov_min", "fov_max", "grids"))
+    assumed = ", ".join(f"{name} {settings[name]}" for name in ASSUMED[published.family])
     count = sum(parameter.numel() for parameter in encoder.parameters())
-    return ConvertedEncoder(source, target, facts, encoder.name, count, f"{assumed} (--encoder.OPTION)", not dry_run)
+    return ConvertedEncoder(source, target, facts, name, count, f"{assumed} (--encoder.OPTION)", not dry_run)
 
 
 def _preset(published: "Published") -> str:
-    """The preset of that depth and width, or the first one, of which every option is given then."""
+    """The first preset with the options that were read, or the first of all, of which every option is given then."""
     from splatlearn.registry import encoders
 
-    size = f"{published.options['depth']}-{published.options['width']}"
-    presets = encoders.presets("waffleiron")
-    return size if size in presets else presets[0]
+    presets = encoders.presets(published.family)
+    wanted = {name: published.options[name] for name in SIZES[published.family]}
+    for preset in presets:
+        config = encoders.config(f"{published.family}.{preset}")
+        if all(getattr(config, name) == value for name, value in wanted.items()):
+            return preset
+    return presets[0]
 
 
 def _check_option(name: str, asked: Any, found: Any, source: Path) -> None:
@@ -124,27 +131,39 @@ def _head(published: "Published") -> str:
     return f"left out, it is no part of the encoder ({', '.join(shapes)})" if shapes else "there is none"
 
 
-def _try(encoder: "PointEncoder", source: Path) -> "Tensor":
-    """Features of a made-up scan, which always is the same.
+def _try(encoder: "Encoder", source: Path) -> "Tensor":
+    """Features of a made-up scan or image, which always is the same: one row a place.
 
     Raises:
-        BadData: they are not finite, or equal at all points.
+        BadData: they are not finite, or equal everywhere.
     """
     import torch
 
-    from splatlearn.encoders.base import DERIVED, INPUT_CHANNELS
+    from splatlearn.encoders.base import ImageEncoder
     from splatlearn.errors import BadData
-    from splatlearn.structures import Points
 
     generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        if isinstance(encoder, ImageEncoder):
+            maps = encoder(torch.rand(1, 3, 3 * encoder.patch, 5 * encoder.patch, generator=generator))
+            features = torch.cat([level.flatten(2)[0].t() for level in maps.levels], 1)
+        else:
+            features = _features_of_a_scan(encoder, generator)
+    if not bool(torch.isfinite(features).all()) or not bool(features.std(0).max() > 0):
+        raise BadData(f"{source}: the weights give features that are not finite, or equal everywhere")
+    return features
+
+
+def _features_of_a_scan(encoder: Any, generator: "Generator") -> "Tensor":
+    import torch
+
+    from splatlearn.encoders.base import DERIVED, INPUT_CHANNELS
+    from splatlearn.structures import Points
+
     xyz = torch.rand(256, 3, generator=generator) * torch.tensor([20.0, 20.0, 2.0]) - torch.tensor([10.0, 10.0, 1.0])
     needed = [name for name in encoder.config.inputs if name not in DERIVED]
     values = {name: torch.rand(256, INPUT_CHANNELS[name], generator=generator) for name in needed}
-    with torch.no_grad():
-        features = encoder(encoder.config.precompute(Points(xyz=xyz, attributes=values))).dense()
-    if not bool(torch.isfinite(features).all()) or not bool(features.std(0).max() > 0):
-        raise BadData(f"{source}: the weights give features that are not finite, or equal at all points")
-    return features
+    return encoder(encoder.config.precompute(Points(xyz=xyz, attributes=values))).dense()
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -160,7 +179,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise UserError(f"{target}: already there; name another, or give --overwrite (overwrite=True) to replace it")
 
 
-def _write(encoder: "PointEncoder", facts: Mapping[str, Any], target: Path, features: "Tensor") -> None:
+def _write(encoder: "Encoder", facts: Mapping[str, Any], target: Path, features: "Tensor") -> None:
     """Written beside its place, loaded and tried, then moved there: a folder that is there is whole."""
     import shutil
 
@@ -176,8 +195,7 @@ def _write(encoder: "PointEncoder", facts: Mapping[str, Any], target: Path, feat
     weights, description = (partial / name for name in FILES)
     save_file({key: value.contiguous() for key, value in encoder.state_dict().items()}, weights)
     description.write_text(json.dumps({**describe_encoder(encoder), "source": dict(facts)}, indent=2) + "\n")
-    again = load_encoder(partial)
-    if not torch.equal(_try(again, target), features):  # pyright: ignore[reportArgumentType]
+    if not torch.equal(_try(load_encoder(partial), target), features):
         raise BadData(f"{target}: what was written does not give the features of what was read")
     target.mkdir(parents=True, exist_ok=True)
     for name in FILES:

@@ -1,0 +1,163 @@
+"""`convert` and `create_encoder` of DUNE's and UNIC's files: small ones, made as their training code leaves them."""
+
+import json
+import pickle
+from argparse import Namespace
+
+import pytest
+import torch
+
+import splatlearn
+from splatlearn.cli import main
+from splatlearn.encoders.published import MODELS, create_encoder
+from splatlearn.encoders.vit import ViT, ViTConfig
+from splatlearn.encoders.weights import load_weights, read_weights
+from splatlearn.engine.checkpoint import load_encoder
+from splatlearn.errors import BadData, UserError
+from splatlearn.heads.projectors import (
+    LadderProjectorConfig,
+    TransformerProjectorConfig,
+    create_projector,
+    projector_layout,
+)
+from splatlearn.registry import encoders
+
+TEACHERS = ("dino2reg_vitlarge_14", "mast3r_vitlarge_16")
+OURS = {"class_token": "cls_token", "positions": "pos_embed", "registers": "register_tokens"}
+SMALL = {"width": 64, "heads": 1, "depth": 4, "levels": (0, 1, 2, 3), "norm": True}
+
+
+def published(kind, prefix="module."):
+    """A state dict under the published names, whose final norm was never trained."""
+    torch.manual_seed(0)
+    config = {"patch": 14, "size": 56} if kind == "dune" else {"patch": 16, "size": 64, "registers": 0}
+    student = ViT(ViTConfig(**SMALL, **config, layer_scale=1e-4 if kind == "dune" else 0.0))
+    state = {"encoder.mask_token": torch.zeros(1, 64)}
+    for key, value in student.state_dict().items():
+        name = OURS.get(key, key.replace("patches.", "patch_embed.proj.").replace("blocks.", "blocks.0."))
+        state[f"encoder.{name}"] = value
+    settings = TransformerProjectorConfig() if kind == "dune" else LadderProjectorConfig(hidden=8, last_hidden=8)
+    for teacher in TEACHERS:
+        for key, value in create_projector(settings, student.channels, 12).state_dict().items():
+            name = (
+                f"projectors.{teacher}.{key}" if kind == "dune" else f"lp.heads.{teacher}.{key.removeprefix('kinds.')}"
+            )
+            state[name] = value
+        if kind == "dune":
+            state[f"teacher_norms.{teacher}.normalizers.patch.mean"] = torch.zeros(12)
+    return student.eval(), {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def checkpoint(path, state):
+    args = Namespace(image_size=56, enc_args={"arch": "vit_small"}, teachers=list(TEACHERS), lr=3e-4, resume=None)
+    torch.save({"model": state, "args": args, "iter": 7, "optimizer": {}}, path)
+    return path
+
+
+def pictures(patch):
+    return torch.rand(2, 3, 2 * patch, 3 * patch, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("kind", ["dune", "unic"])
+def test_the_same_features(tmp_path, capsys, kind, prefix):
+    student, state = published(kind, prefix)
+    source = checkpoint(tmp_path / "student.pth", state)
+    assert main(["convert", str(source), str(tmp_path / "dry"), "--dry-run"]) == 0
+    assert not (tmp_path / "dry").exists()
+    text = capsys.readouterr().out
+    licence = {"dune": "non-commercial use only", "unic": "CC BY-NC-SA 4.0"}[kind]
+    for words in (
+        f"{kind.upper()}, distilled: vit.",
+        "all in place",
+        "never trained, and left out",
+        licence,
+        TEACHERS[0],
+    ):
+        assert words in text
+    splatlearn.convert(source, tmp_path / "raw")
+    splatlearn.convert(source, tmp_path / "normed", encoder_options={"norm": True})
+    raw, normed = load_encoder(tmp_path / "raw"), load_encoder(tmp_path / "normed")
+    images = pictures(student.patch)
+    expected = student(images)
+    for level, found in zip(expected.levels, normed(images).levels, strict=True):
+        assert torch.equal(level, found)
+    assert not torch.allclose(raw(images).levels[-1], expected.levels[-1], atol=1e-3)
+    assert raw.config.size == student.config.size and raw.config.heads == 1 and not raw.config.norm
+    assert licence in json.loads((tmp_path / "raw" / "encoder.json").read_text())["source"]["licence"]
+
+
+def test_a_norm_that_was_trained_is_kept(tmp_path):
+    _, state = published("dune")
+    state["module.encoder.norm.bias"] += 1
+    done = splatlearn.convert(checkpoint(tmp_path / "a.pth", state), tmp_path / "out")
+    assert load_encoder(tmp_path / "out").config.norm and "trained, and so it follows" in done.facts["norm"]
+
+
+def test_a_projector_of_a_file(tmp_path):
+    source = checkpoint(tmp_path / "a.pth", published("dune")[1])
+    projector = create_projector(TransformerProjectorConfig(), (64,), 12)
+    report = load_weights(projector, source, projector_layout(TEACHERS[1]))
+    assert len(report.loaded) == len(projector.state_dict())
+    key = f"module.projectors.{TEACHERS[1]}.linear.weight"
+    assert torch.equal(projector.get_parameter("linear.weight"), read_weights(source)[key])
+
+
+class TestRefusals:
+    def test_what_does_not_fit(self, tmp_path):
+        _, state = published("dune")
+        state.pop("module.encoder.blocks.0.2.mlp.fc1.bias")
+        state["module.encoder.odd"] = torch.zeros(1)
+        with pytest.raises(UserError) as caught:
+            splatlearn.convert(checkpoint(tmp_path / "a.pth", state), tmp_path / "out")
+        assert "1 missing: blocks.2.mlp.fc1.bias" in str(caught.value)
+        assert "1 unexpected: encoder.odd" in str(caught.value)
+
+    def test_options_that_contradict_the_file(self, tmp_path):
+        source = checkpoint(tmp_path / "a.pth", published("dune")[1])
+        with pytest.raises(UserError, match=r"--encoder\.size 448: .* with size 56; leave it out"):
+            splatlearn.convert(source, tmp_path / "out", encoder_options={"size": 448})
+
+    def test_no_square_of_positions(self, tmp_path):
+        _, state = published("dune")
+        state["module.encoder.pos_embed"] = torch.zeros(1, 6, 64)
+        with pytest.raises(UserError, match="no student of DUNE or UNIC: 5 positions, 64 channels and 4 blocks"):
+            splatlearn.convert(checkpoint(tmp_path / "a.pth", state), tmp_path / "out")
+
+    def test_code_in_a_file_is_not_run(self, tmp_path):
+        class Harm:
+            def __reduce__(self):
+                return (open, (str(tmp_path / "harm"), "w"))
+
+        for name, args in (("a.pth", Namespace(image_size=Harm())), ("b.pth", Harm())):
+            torch.save({"model": published("dune")[1], "args": args}, tmp_path / name)
+            with pytest.raises(BadData, match="not a file of tensors"):
+                splatlearn.convert(tmp_path / name, tmp_path / "out")
+        (tmp_path / "c.pth").write_bytes(pickle.dumps(Harm(), 2))
+        with pytest.raises(BadData):
+            splatlearn.convert(tmp_path / "c.pth", tmp_path / "out")
+        assert not (tmp_path / "harm").exists()
+
+
+class TestCreateEncoder:
+    def test_published_encoders_need_their_weights(self):
+        for name, own in MODELS.items():
+            assert own in encoders.names("vit.*")
+            with pytest.raises(UserError, match=f"{name}: name its file of weights.*is {own}"):
+                create_encoder(name)
+
+    def test_of_a_file(self, tmp_path, caplog):
+        student, state = published("dune")
+        source = checkpoint(tmp_path / "a.pth", state)
+        options = {**SMALL, "patch": 14, "size": 56}
+        with caplog.at_level("WARNING", "splatlearn"):
+            encoder = create_encoder("dune.vits14_336", weights=source, **options)
+        assert "non-commercial" in caplog.text and encoder.name == "vit.s14-336" and not encoder.training
+        assert torch.equal(encoder(pictures(14)).summary, student(pictures(14)).summary)
+        with pytest.raises(UserError, match=r"does not fit ViT in layout 'vit'.*\(64, 3, 14, 14\) found"):
+            create_encoder("vit.tiny", weights=source)
+        with pytest.raises(UserError, match="weights of DUNE, which waffleiron.tiny is not"):
+            create_encoder("waffleiron.tiny", weights=source)
+
+    def test_untrained(self):
+        assert create_encoder("vit.tiny", depth=2, levels=(0, 1)).channels == (32, 32)

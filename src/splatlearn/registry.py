@@ -251,6 +251,8 @@ teachers: Registry[Any] = Registry(
         ),
         "mobilenetv2": BuiltIn("splatlearn.teachers.convolutional", ("default", "tiny"), "MobileNetV2, norms folded."),
         "squeezenet": BuiltIn("splatlearn.teachers.convolutional", ("default", "tiny"), "SqueezeNet 1.1."),
+        "mast3r": BuiltIn("splatlearn.teachers.mast3r", ("default", "tiny"), "MASt3R's encoder (DUNE)."),
+        "multihmr": BuiltIn("splatlearn.teachers.mast3r", ("default", "tiny"), "Multi-HMR's backbone (DUNE)."),
     },
 )
 recipes: Registry[Any] = Registry(

@@ -156,7 +156,7 @@ class TestCreateEncoder:
         assert torch.equal(encoder(pictures(14)).summary, student(pictures(14)).summary)
         with pytest.raises(UserError, match=r"does not fit ViT in layout 'vit'.*\(64, 3, 14, 14\) found"):
             create_encoder("vit.tiny", weights=source)
-        with pytest.raises(UserError, match="weights of DUNE, which waffleiron.tiny is not"):
+        with pytest.raises(UserError, match=r"weights of DUNE, which waffleiron\.tiny is not"):
             create_encoder("waffleiron.tiny", weights=source)
 
     def test_untrained(self):

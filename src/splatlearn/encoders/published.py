@@ -178,8 +178,8 @@ def _shapes(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         some = ", ".join(list(state)[:3]) or "none at all"
         raise UserError(
             f"{path}: no weights of WaffleIron or ScaLR, and none of DUNE or UNIC: embed.conv1.weight and "
-            f"waffleiron.channel_mix.0... are expected among the keys, or encoder.patch_embed.proj.weight; those of the "
-            f"file begin with {some}"
+            f"waffleiron.channel_mix.0... are expected among the keys, or encoder.patch_embed.proj.weight; they "
+            f"begin with {some}"
         )
     norm = "batchnorm" if "waffleiron.channel_mix.0.norm.running_mean" in state else "layernorm"
     return {"depth": len(blocks), "width": first.shape[0], "norm": norm}

@@ -8,6 +8,7 @@ from splatlearn.encoders.base import FeatureMaps, ImageEncoder
 from splatlearn.errors import UserError
 from splatlearn.registry import encoders
 from splatlearn.structures import Images
+from splatlearn.tasks.base import resolve_encoder
 
 SHIPPED = (*encoders.builtin, *encoders._installed())  # not what other tests register for themselves
 FAMILIES = [name for name in SHIPPED if issubclass(encoders.family(name).cls, ImageEncoder)]
@@ -86,3 +87,8 @@ def test_save_and_load(family, tmp_path):
 def test_every_preset_can_be_built(name):
     with torch.device("meta"):
         assert encoders.create(name).channels
+
+
+def test_tasks_of_points_refuse_them(family):
+    with pytest.raises(UserError, match=rf"random:{family}\.tiny: '{family}\.tiny' does not encode points"):
+        resolve_encoder(f"random:{family}.tiny")

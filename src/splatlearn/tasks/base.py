@@ -223,7 +223,7 @@ def resolve_encoder(
         with seeded(seed):
             encoder = registry.encoders.create(random_name, options)
         encoder.name = encoder.name or random_name
-        return Resolved(encoder, "random")
+        return Resolved(_of_points(encoder, name), "random")
     if options:
         raise ConfigError(f"--encoder {name}: options {sorted(options)} only go with random:NAME")
     if name == "raw":
@@ -234,10 +234,13 @@ def resolve_encoder(
         raise _unresolved(name)
     from splatlearn.engine.checkpoint import load_encoder
 
-    encoder = load_encoder(Path(name).expanduser())
+    return Resolved(_of_points(load_encoder(Path(name).expanduser()), name), "run")
+
+
+def _of_points(encoder: Any, name: str) -> PointEncoder:
     if not isinstance(encoder, PointEncoder):
         raise UserError(f"--encoder {name}: {encoder.name!r} does not encode points")
-    return Resolved(encoder, "run")
+    return encoder
 
 
 def _unresolved(name: str) -> UserError:

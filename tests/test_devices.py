@@ -80,7 +80,7 @@ def test_neighbours(device):
     same(three_nearest(moved[rows], sizes, moved, counts)[1], three_nearest(centers, sizes, xyz, counts)[1])
 
 
-@pytest.mark.parametrize("family", ["sparse_unet", "pointnet2"])
+@pytest.mark.parametrize("family", ["sparse_unet", "pointnet2", "waffleiron"])
 def test_encoders(device, family):
     torch.manual_seed(0)
     encoder, points = encoders.create(f"{family}.tiny"), cloud((400, 250))

@@ -269,7 +269,7 @@ def write_corrupted(root: Path, kind: str, scenes: Sequence[LidarScene]) -> None
     kitti = kind == "SemanticKITTI-C"
     record, raw, dtype = (16, 40, "<u4") if kitti else (20, 24, "u1")
     for (number, name), severity in product(enumerate(CORRUPTIONS), SEVERITIES):
-        scans, labels = (root / name / severity / part for part in LAYOUTS[kind][1:])
+        scans, labels = (root / name / severity / part for part in LAYOUTS[kind][1:3])
         scans.mkdir(parents=True)
         for scene in scenes:
             (scans / scene.scan.name).write_bytes(scene.scan.read_bytes()[: 100 * record])

@@ -1,5 +1,8 @@
 """KITTI's object folders and SemanticKITTI's drives: calibration, labels, splits, real frames, what is refused."""
 
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -135,6 +138,22 @@ class TestObjects:
         assert inside(points.xyz, scene.boxes())[0].sum() > 1300 and set(scene.boxes()["label"].tolist()) == {2}
 
 
+def test_infos_of_all_that_others_hold_by_split(tmp_path):
+    for name, count in (("train", 3), ("val", 2), ("trainval", 5)):
+        numbers = range(3, 5) if name == "val" else range(count)
+        entries = [{"lidar_points": {"lidar_path": f"{n:06d}.bin"}, "images": {"CAM2": {}}} for n in numbers]
+        (tmp_path / f"kitti_infos_{name}.pkl").write_bytes(pickle.dumps({"data_list": entries}))
+        for n in numbers:
+            (tmp_path / f"{n:06d}.bin").write_bytes(bytes(16))
+    assert [(s.name, s.split) for s in objects(tmp_path)] == [
+        *((f"{n:06d}", "train") for n in range(3)),
+        *((f"{n:06d}", "val") for n in range(3, 5)),
+    ]
+    (tmp_path / "kitti_infos_train.pkl").unlink()
+    (tmp_path / "kitti_infos_val.pkl").unlink()
+    assert [s.split for s in objects(tmp_path)] == [""] * 5
+
+
 class TestDrives:
     @pytest.mark.parametrize("apart", [False, True])
     def test_smoke(self, tmp_path, apart):
@@ -160,6 +179,14 @@ class TestDrives:
         (one, _) = drives(tmp_path / "dataset/sequences/03")
         assert one.name == "03/000000" and not KittiReader.accepts(tmp_path)
         assert [s.name for s in drives(tmp_path, max_scans=1)] == ["03/000000", "11/000000"]
+
+    def test_a_drive_by_another_name(self, tmp_path, monkeypatch):
+        write_semantic_kitti(tmp_path, drives=(3,))
+        (tmp_path / "mine").symlink_to(tmp_path / "dataset/sequences/03")
+        monkeypatch.chdir(tmp_path / "mine")
+        for path in (tmp_path / "mine", Path()):
+            scene = drives(path)[0]
+            assert (scene.name, scene.split, scene.drive) == ("03/000000", "train", "03")
 
     def test_partial(self, tmp_path):
         write_semantic_kitti(tmp_path, drives=(0,))

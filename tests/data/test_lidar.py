@@ -95,6 +95,25 @@ class TestCalibrated:
         assert not torch.equal(usual.cameras.world_to_camera, own.cameras.world_to_camera)
         assert torch.equal(own.cameras.world_to_camera, torch.eye(4).expand(2, 4, 4))
 
+    @pytest.mark.parametrize(
+        ("own", "told"),
+        [
+            ({"frnt": np.eye(4).tolist()}, "'frnt': calibration.json has no such camera; did you mean 'front'"),
+            (
+                {"front": {"lidar_to_cam": np.eye(4).tolist()}},
+                "'lidar_to_cam': unknown; did you mean 'lidar_",
+            ),
+        ],
+    )
+    def test_a_misspelt_pose_is_not_the_rigs(self, tmp_path, own, told):
+        write_calibrated(tmp_path, scans=1)
+        (tmp_path / "poses/drive").mkdir(parents=True)
+        (tmp_path / "poses/drive/000.json").write_text(json.dumps(own))
+        assert told in message(tmp_path)
+        unused = {"left": np.eye(4).tolist()}
+        (tmp_path / "poses/drive/000.json").write_text(json.dumps(unused))
+        assert len(read(tmp_path, cameras=("front",))[0].cameras) == 1
+
     def test_distortion_is_removed(self, tmp_path):
         write_calibrated(tmp_path, scans=1)
         plain = read(tmp_path)[0]
@@ -202,6 +221,14 @@ class TestRangeImages:
         shift = 1 if beams == 64 else 0
         assert np.array_equal(points["label"], kept[:, 5].astype(int) - shift)
 
+    def test_plain_arrays(self, tmp_path):
+        image = write_range_images(tmp_path / "packed", 32)
+        (tmp_path / "plain/train").mkdir(parents=True)
+        np.save(tmp_path / "plain/train/0.npy", image.astype(np.float64))
+        (scene,) = Source(name=str(tmp_path / "plain")).scenes()
+        packed = Source(name=str(tmp_path / "packed")).scenes()[0].points()
+        assert torch.equal(scene.points().xyz, packed.xyz) and torch.equal(scene.points()["label"], packed["label"])
+
     def test_refused(self, tmp_path):
         write_range_images(tmp_path / "a", 64)
         write_range_images(tmp_path / "b", 32)
@@ -287,6 +314,15 @@ class TestPandaSet:
         assert train.intensity_statistics[0] == pytest.approx(18.23640649 / 255)
         with pytest.raises(UserError, match="exists; give another folder"):
             convert(tmp_path / "pandaset", tmp_path / "out")
+
+    def test_a_drive_without_its_labels_or_a_camera(self, tmp_path):
+        write_pandaset(tmp_path / "pandaset", latitudes=(37.7, 37.7, 37.3))
+        (tmp_path / "pandaset/000/annotations/semseg/00.pkl.gz").unlink()
+        (tmp_path / "pandaset/001/camera/left_camera/poses.json").unlink()
+        told = str(convert(tmp_path / "pandaset", tmp_path / "out"))
+        assert "2 drives, 2 scans of each lidar" in told
+        names = [scene.camera_names for scene in Source(name=str(tmp_path / "out/pandar64")).scenes()]
+        assert names == [("front_camera",), ("front_camera", "left_camera")]
 
 
 def test_cost_of_a_scan(shared_data):

@@ -181,7 +181,29 @@ class Evil:
         return eval, ("open('never', 'w')",)
 
 
+class Pointer:
+    """Asks for an array of Python objects at an address of its own choice."""
+
+    def __reduce__(self):
+        return np.ndarray, ((1,), np.dtype("O"), b"\x41" * 8)
+
+
+class Disguise:
+    """Asks for numbers whose type has been told to be an object."""
+
+    def __reduce__(self):
+        state = (3, "<", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)
+        return np.dtype, ("f8", False, True), state
+
+
 class TestInfos:
+    @pytest.mark.parametrize("value", [Pointer(), Disguise(), np.zeros(2, "f4,i8"), np.dtype("M8[ns]")])
+    def test_arrays_hold_plain_numbers_alone(self, tmp_path, value):
+        file = tmp_path / "a.pkl"
+        file.write_bytes(pickle.dumps(value))
+        with pytest.raises(BadData, match=r"refused|no readable pickle"):
+            read_pickle(file)
+
     def test_malicious_pickle(self, tmp_path):
         file = tmp_path / "nuscenes_infos_val.pkl"
         file.write_bytes(pickle.dumps({"data_list": [{"lidar_points": {}, "CAM_FRONT": Evil()}]}))

@@ -22,8 +22,8 @@ from splatlearn.structures import Boxes, Cameras, Points
 class Fake(Scene):
     """A scene that is a name, and a cloud on a line."""
 
-    def __init__(self, name: str, split: str = "") -> None:
-        self.name, self.split = name, split
+    def __init__(self, name: str, split: str = "", drive: str = "") -> None:
+        self.name, self.split, self.drive = name, split, drive
 
     def points(self) -> Points:
         xyz = torch.zeros(100, 3)
@@ -65,6 +65,16 @@ class TestSplit:
         assert [s.name for s in split_scenes(scenes, "train")] == ["a"]
         assert [s.name for s in split_scenes(scenes, "val")] == ["b"]
         assert [s.name for s in split_scenes([scenes[0], scenes[2]], "val")] == ["c"]
+
+    def test_scenes_of_a_drive_stay_together(self):
+        scenes = [Fake(f"{drive}/{i}", drive=drive) for drive in "abcd" for i in range(5)]
+        train, val = (split_scenes(scenes, part) for part in ("train", "val"))
+        assert len(val) == 5 and len({scene.drive for scene in val}) == 1
+        assert {scene.drive for scene in train} | {scene.drive for scene in val} == set("abcd")
+
+    def test_the_end_of_a_single_drive(self):
+        scenes = [Fake(str(i), "train", drive="a") for i in range(10)]
+        assert split_scenes(scenes, "train") == scenes[:8] and split_scenes(scenes, "val") == scenes[8:]
 
     def test_last_fifth_of_the_views(self, recording):
         train, val = (split_scenes([recording], part)[0] for part in ("train", "val"))

@@ -47,7 +47,7 @@ class TestGroups:
     def test_layer_decay(self):
         found = by_name(ToyRecipe(ToyData()), TrainConfig(layer_decay=0.5))
         scales = [found[f"{n}.weight"][0] for n in ("student.stem", "student.blocks.0.0", "student.blocks.1.0", "head")]
-        assert scales == [0.25, 0.5, 1, 1]
+        assert scales == [0.125, 0.25, 0.5, 1]
 
     def test_layer_decay_counts_through_stages(self):
         names = [
@@ -57,7 +57,7 @@ class TestGroups:
             "net.up.0.mix.w",
             "net.up.0.blocks.0.w",
         ]
-        assert list(layer_factors(names, 0.5).values()) == [0.125, 0.25, 0.5, 0.5, 1.0]
+        assert list(layer_factors(names, 0.5).values()) == [0.0625, 0.125, 0.25, 0.25, 0.5]
 
     def test_unmatched_pattern(self):
         with pytest.raises(ConfigError, match=r"rates: no parameter matches 'student\.blok.*' *.*no_decay"):

@@ -150,6 +150,15 @@ class TestSplits:
         with pytest.raises(BadData, match="scalr needs scans with cameras; scan 0 has none"):
             data([Drive(cameras=0)]).scenes("train")
 
+    def test_a_scan_without_photographs_is_left_out_and_named(self, caplog):
+        found = data([Drive(0), Drive(1, cameras=0), Drive(2)])
+        assert {s.name for split in ("train", "val") for s in found.scenes(split)["drives"]} == {"scan 0", "scan 2"}
+        assert caplog.text.count("1 scans without photographs are left out, scan 1 first") == 1
+
+    def test_a_camera_that_no_rig_has(self):
+        with pytest.raises(BadData, match=r"no camera ahaed; did you mean 'ahead'.*there are ahead, behind"):
+            data([Drive()], held_cameras=("behind", "ahaed")).scenes("train")
+
     def test_shares_name_data_sets(self):
         with pytest.raises(BadData, match="no data set elsewhere; there are drives"):
             data([Drive()], shares={"elsewhere": 1.0}).scenes("train")

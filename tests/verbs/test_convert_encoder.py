@@ -113,8 +113,13 @@ class TestActivation:
         with pytest.raises(UserError, match=r"trained with GELU \(the name says ScaLR\+\)"):
             splatlearn.convert(source, tmp_path / "other", encoder_options={"act": "relu"})
         odd = checkpoint(tmp_path / "ScaLR_plus" / "a.pth", state("supervised", norm="batchnorm"))
-        with pytest.raises(UserError, match="the name says ScaLR\\+, but"):
+        with pytest.raises(UserError, match="the name says ScaLR\\+, but it has"):
             splatlearn.convert(odd, tmp_path / "other")
+        first = checkpoint(tmp_path / "ScaLR_plus" / "b.pth", state("v1"))
+        with pytest.raises(UserError, match="the name says ScaLR\\+, but a head of one layer"):
+            splatlearn.convert(first, tmp_path / "other")
+        done = splatlearn.convert(first, tmp_path / "other", encoder_options={"act": "relu"})
+        assert done.facts["generation"] == "ScaLR"
 
     @pytest.mark.parametrize(("head", "norm", "wrong"), [("plus", "layernorm", "relu"), ("v1", "batchnorm", "gelu")])
     def test_the_wrong_one_is_refused(self, tmp_path, head, norm, wrong):

@@ -19,7 +19,7 @@ from splatlearn.engine.checkpoint import load_encoder
 from splatlearn.engine.trainable import Progress, Recipe, Step
 from splatlearn.structures import Batch, Points
 from splatlearn.verbs import verb
-from splatlearn.verbs.pretrain import plan
+from splatlearn.verbs.pretrain import plan, with_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +222,22 @@ def test_everything_that_is_wrong_is_told_at_once(name, words, capsys):
     wrong = "--preset huge" if words else "recipes"
     assert first == "splatlearn: error: "
     assert starts == [wrong, "--steps", "--encoder bogus", "--data nowhere", "--train.lr"]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "options"),
+    [
+        ("timm.dinov2-l", {"norm": False}),
+        ("dinov2-l", {"norm": False}),
+        ("timm.dinov2-b", {"norm": False}),
+        ("vit_large_patch14_dinov2.lvd142m", {"norm": False}),
+        ("resnet50v2", {}),
+    ],
+)
+def test_a_teacher_of_the_same_family_is_read_as_the_presets(teacher, options):
+    preset = {"teachers": {"timm.dinov2-l": {"norm": False}}}
+    assert with_teacher("scalr", preset, teacher, None)["teachers"] == {teacher: options}
+    assert with_teacher("scalr", preset, teacher, {"norm": True})["teachers"][teacher]["norm"] is True
 
 
 def test_a_run_without_a_checkpoint_is_no_encoder(finished, tmp_path, capsys):

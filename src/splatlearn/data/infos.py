@@ -44,7 +44,7 @@ class InfoFile(NamedTuple):
 
     Args:
         path: where it lies.
-        split: that its name ends in, or empty.
+        split: last word of its name, or empty.
         categories: of the boxes, by their label.
         lengths_first: whether boxes are length, width, height with a yaw from +x, as since version 1.1 of the infos.
         infos: its scans.
@@ -72,9 +72,12 @@ def looks_like(path: Path, mark: bytes) -> bool:
 
 
 def find_infos(path: Path, mark: bytes) -> list[Path]:
-    """The info files at a path: itself, or those in the folder, sorted."""
+    """The info files at a path: itself, or those in the folder, sorted; of a folder without the file of all that
+    others hold by split."""
     files = sorted(path.glob("*.pkl")) if path.is_dir() else [path]
-    return [file for file in files if looks_like(file, mark)]
+    found = [file for file in files if looks_like(file, mark)]
+    parts = [file for file in found if not file.stem.endswith("trainval")]
+    return parts or found
 
 
 def read_infos(path: Path) -> InfoFile:
@@ -92,7 +95,8 @@ def read_infos(path: Path) -> InfoFile:
         )
     meta = table.get("metainfo") or {}
     categories = {int(index): str(name) for name, index in dict(meta.get("categories") or {}).items()}
-    split = next((name for name in _SPLITS if path.stem.endswith(name)), "")
+    last = path.stem.rpartition("_")[2]
+    split = last if last in _SPLITS else ""
     infos = tuple(_info(entry, f"{path}[{i}]") for i, entry in enumerate(entries))
     return InfoFile(path, split, categories, bool(meta.get("info_version")), infos)
 

@@ -59,6 +59,7 @@ class KittiScan(LidarScene):
         scan: its file.
         split: `train`, `val`, `test`, or empty.
         frame: raw index in the drive.
+        drive: its number; empty for the object benchmark's frames, which are of many drives in no order.
         image: its photograph and that one's size; None where there is none.
         calibration: file or files of the camera, or an info.
         labels: file of point labels, or None.
@@ -75,6 +76,7 @@ class KittiScan(LidarScene):
         *,
         split: str,
         frame: int,
+        drive: str = "",
         image: tuple[Path, Size] | None,
         calibration: Path | Info | None,
         labels: Path | None = None,
@@ -87,6 +89,7 @@ class KittiScan(LidarScene):
             intensity=INTENSITY,
             split=split,
             frame=frame,
+            drive=drive,
             cameras=(CAMERA,) if image else (),
             labels=labels,
             skipped=skipped,
@@ -237,7 +240,8 @@ class SemanticKittiReader(LidarReader):
         size, reason = self._size([path for path in photographs if path in self.files])
         if calibration is None:
             reason = "no calib.txt, in the drive or in calib/dataset/sequences"
-        number, name = int(drive.name), drive.resolve().name
+        name = drive.resolve().name
+        number = int(name)
         split = "train" if number in TRAIN else "val" if number in VAL else "test"
         scenes = []
         for i, (scan, photograph) in enumerate(zip(scans, photographs)):
@@ -250,6 +254,7 @@ class SemanticKittiReader(LidarReader):
                     scan,
                     split=split,
                     frame=int(scan.stem) if scan.stem.isdigit() else i,
+                    drive=name,
                     image=(photograph, size) if used and size else None,
                     calibration=calibration,
                     labels=labels if self.config.labels and labels in self.files else None,

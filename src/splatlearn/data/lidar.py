@@ -69,6 +69,7 @@ CALIBRATION = "calibration.json"
 COLUMNS = ("x", "y", "z", "intensity")
 SUFFIXES = (".bin", ".npy", ".ply")
 _KEYS = ("columns", "intensity", "cameras", "classes", "ignore", "splits", "projection")
+_OWN = ("lidar_to_camera", "K")
 _MEASURED = 20
 
 
@@ -126,11 +127,17 @@ class CalibratedScan(LidarScene):
         own = read_json(self._poses) if self._poses else {}
         if not isinstance(own, dict):
             raise BadData(f"{self._poses}: an object of camera names and 4x4 matrices expected")
+        if unknown := [name for name in own if name not in self._rig.names]:
+            raise BadData(
+                f"{self._poses}: {unknown[0]!r}: {CALIBRATION} has no such camera{nearest(unknown[0], self._rig.names)}"
+            )
         return [self._view(self._rig.cameras[name], image, own.get(name)) for name, image in self._images.items()]
 
     def _view(self, camera: Camera, image: Path, own: Any) -> View:
         pose, matrix, where = camera.pose, camera.intrinsics, f"{self._poses}: {camera.name}"
         given = own if isinstance(own, dict) else {} if own is None else {"lidar_to_camera": own}
+        if unknown := [key for key in given if key not in _OWN]:
+            raise BadData(f"{where}: {unknown[0]!r}: unknown{nearest(unknown[0], _OWN)} (known: {', '.join(_OWN)})")
         if "lidar_to_camera" in given:
             pose = rigid_motion(given["lidar_to_camera"], where)
         if "K" in given and camera.lens is not None:
@@ -234,6 +241,7 @@ class CalibratedReader(LidarReader):
             raise BadData(f"{self._where}: cameras: an object of names expected")
         return Rig(
             columns=columns,
+            names=tuple(given),
             cameras={name: self._camera(name, given[name], names) for name in self.chosen(list(given))},
             classes=self.classes,
             ignore=tuple(map(int, self.table.get("ignore", ()))),

@@ -114,9 +114,9 @@ def convert_pandaset(
     if target.exists() and not overwrite:
         raise UserError(f"{target}: exists; give another folder, or --overwrite")
     drives = _drives(source)
-    labelled = [drive for drive in drives if (drive / "annotations/semseg").is_dir()]
+    labelled = [drive for drive in drives if any(_scans(drive))]
     if not labelled:
-        raise BadData(f"{source}: {len(drives)} drives, none with annotations/semseg")
+        raise BadData(f"{source}: {len(drives)} drives, none with a scan and its annotations/semseg")
     splits: dict[str, list[str]] = {"train": [], "val": []}
     scans = 0
     for drive in labelled:
@@ -124,7 +124,7 @@ def convert_pandaset(
         splits["train" if _latitude(drive) > SOUTH else "val"].append(drive.name)
         scans += sum(_write_scan(scan, target) for scan in _scans(drive))
     for sensor in SENSORS:
-        _write_calibration(target / sensor.name, sensor, labelled[0], splits)
+        _write_calibration(target / sensor.name, sensor, labelled, splits)
     return ConvertedScans(source, target, len(labelled), scans, len(drives) - len(labelled))
 
 
@@ -193,18 +193,15 @@ def _save(folder: Path, sensor: Sensor, scan: _Scan, records: np.ndarray, label:
     _made(folder / "poses" / f"{name}.json").write_text(json.dumps(poses) + "\n")
 
 
-def _write_calibration(folder: Path, sensor: Sensor, drive: Path, splits: Mapping[str, Sequence[str]]) -> None:
-    """The rig; every scan has poses and intrinsics of its own, so those here are the first drive's."""
-    first = next(_scans(drive))
-    cameras = {
-        name: {
-            "K": first.intrinsics[name].tolist(),
-            "lidar_to_camera": (np.linalg.inv(first.cameras[name]) @ first.lidar @ _raised()).tolist(),
-            "size": SIZE,
-        }
-        for name in sensor.cameras
-        if name in first.cameras
-    }
+def _write_calibration(
+    folder: Path, sensor: Sensor, drives: Sequence[Path], splits: Mapping[str, Sequence[str]]
+) -> None:
+    """The rig; every scan has poses and intrinsics of its own, so those here are of the first drive with the camera."""
+    cameras = {}
+    for name in sensor.cameras:
+        if first := next((scan for drive in drives for scan in _scans(drive) if name in scan.cameras), None):
+            pose = np.linalg.inv(first.cameras[name]) @ first.lidar @ _raised()
+            cameras[name] = {"K": first.intrinsics[name].tolist(), "lidar_to_camera": pose.tolist(), "size": SIZE}
     table = {
         "columns": ["x", "y", "z", "intensity"],
         "intensity": {"full": 255, "mean": sensor.mean, "std": sensor.std},

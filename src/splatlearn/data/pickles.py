@@ -6,6 +6,7 @@ functions that rebuild arrays, scalars and plain containers.
 
 import gzip
 import pickle
+import re
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -26,6 +27,10 @@ _TABLE = {
 """What makes up a table of numbers in pandas, 0.25 to 3."""
 
 
+_PLAIN = re.compile(r"[<>|=]?(b1|[iufc]\d+|[SU]\d*|O8?)")
+"""Data types of numbers and text, and arrays of other plain values."""
+
+
 class _Refused(Exception):
     """A name that is not on the list; the message is the name."""
 
@@ -37,22 +42,56 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _from_buffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
+class _Kind:
+    """Stands for numpy's data types, whose own state could call any bytes an object: plain ones alone can be made."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
+        if not isinstance(code, str) or not _PLAIN.fullmatch(code):
+            raise _Refused(f"the data type {code!r}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, order, *parts = state
+        if any(part is not None for part in parts[:3]) or len(parts) > 6:
+            raise _Refused(f"a data type with parts of its own, {parts[:3]}")
+        if order in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array(np.ndarray):
+    """An array that the pickle fills. Called by name it makes none: numpy would take an address from a buffer."""
+
+    def __new__(cls, *given: Any, **named: Any) -> Any:
+        raise _Refused("numpy.ndarray as a function")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        version, shape, kind, fortran, values = state
+        super().__setstate__((version, shape, kind.dtype, fortran, values))
+
+
+def _empty_array(kind: type, shape: tuple[int, ...], code: bytes | str) -> np.ndarray:
+    if kind is not _Array:
+        raise _Refused(f"an array of {kind}")
+    return np.empty(0, np.int8).view(_Array)
+
+
+def _from_buffer(buffer: bytes, kind: _Kind, shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
     """How protocol 5 writes arrays."""
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+    return np.frombuffer(buffer, kind.dtype).reshape(shape, order=order)
+
+
+def _scalar(kind: _Kind, value: bytes = b"") -> Any:
+    return np.frombuffer(value, kind.dtype, 1)[0]
 
 
 def _allowed() -> Mapping[tuple[str, str], Any]:
     import collections
 
-    from numpy._core import multiarray
-
-    known: dict[tuple[str, str], Any] = {("_codecs", "encode"): _latin1, ("numpy", "dtype"): np.dtype}
+    known: dict[tuple[str, str], Any] = {("_codecs", "encode"): _latin1, ("numpy", "dtype"): _Kind}
     known["numpy._core.numeric", "_frombuffer"] = known["numpy.core.numeric", "_frombuffer"] = _from_buffer
-    known["numpy", "ndarray"], known["collections", "OrderedDict"] = np.ndarray, collections.OrderedDict
+    known["numpy", "ndarray"], known["collections", "OrderedDict"] = _Array, collections.OrderedDict
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        known[module, "scalar"] = multiarray.scalar
-        known[module, "_reconstruct"] = multiarray._reconstruct
+        known[module, "scalar"], known[module, "_reconstruct"] = _scalar, _empty_array
     plain = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, slice)
     return known | {(module, kind.__name__): kind for kind in plain for module in ("builtins", "__builtin__")}
 

@@ -1,4 +1,4 @@
-"""Labelled lidar scans as range images: `.npz` files with `scan` (H W 6).
+"""Labelled lidar scans as range images: `.npy` files (H W 6), or `.npz` files with one called `scan`.
 
 Legend: N points, H beams, W steps of azimuth. Channels: x, y, z (metres, the lidar's frame, +z up), intensity, range,
 label. Row 0 is the highest beam. A range of 0 is no return. 64 beams are SemanticKITTI's scans, 32 nuScenes', each with
@@ -14,7 +14,7 @@ import numpy as np
 
 from splatlearn.data import kitti, nuscenes
 from splatlearn.data.folders import GLANCE, walk
-from splatlearn.data.records import IGNORED, map_classes
+from splatlearn.data.records import IGNORED, load_array, map_classes
 from splatlearn.data.scans import Intensity, LidarConfig, LidarReader, LidarScene, Returns, View
 from splatlearn.data.scene import Skipped
 from splatlearn.errors import BadData
@@ -22,6 +22,7 @@ from splatlearn.registry import readers
 
 Layout = Literal["semantic_kitti", "nuscenes"]
 _CHANNELS = 6
+SUFFIXES = (".npz", ".npy")
 _SPLITS = ("train", "val", "test")
 
 
@@ -64,7 +65,7 @@ class RangeImageScan(LidarScene):
 
     Args:
         name: its name.
-        file: the .npz file.
+        file: the .npz or .npy file.
         kind: what it is.
         split: `train`, `val`, `test`, or empty.
         labels: whether labels are read.
@@ -93,21 +94,21 @@ class RangeImageScan(LidarScene):
 
 @readers.register("rangeimage", RangeImageConfig, presets={"default": {}, "tiny": {"max_scans": 4}})
 class RangeImageReader(LidarReader):
-    """Labelled lidar range images: .npz files with `scan` (H W 6), in train/ and val/ or not; no cameras."""
+    """Labelled lidar range images: .npy files (H W 6), or .npz with `scan`, in train/ and val/ or not; no cameras."""
 
     config: RangeImageConfig
-    expects = ".npz files with `scan` (H W 6): x, y, z, intensity, range, label"
+    expects = ".npy files (H W 6), or .npz with `scan`: x, y, z, intensity, range, label"
 
     def __init__(self, config: RangeImageConfig, path: Path) -> None:
         super().__init__(config, path)
-        self._found = list(walk(path, _is_range_image, suffixes=(".npz",)))
+        self._found = list(walk(path, _is_range_image, suffixes=SUFFIXES))
         self._kind = self._one_kind()
         self.classes = self._kind.classes
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
         """A range image lies at the path or up to three folders below it."""
-        return any(True for _ in walk(path, _is_range_image, suffixes=(".npz",), breadth=GLANCE))
+        return any(True for _ in walk(path, _is_range_image, suffixes=SUFFIXES, breadth=GLANCE))
 
     def find(self, left_out: list[Skipped]) -> list[LidarScene]:
         """Every image."""
@@ -157,6 +158,8 @@ def _kind_of(file: Path) -> str:
 
 
 def _load(file: Path) -> np.ndarray:
+    if file.suffix == ".npy":
+        return load_array(file)
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return arrays["scan"]
@@ -165,10 +168,12 @@ def _load(file: Path) -> np.ndarray:
 
 
 def _is_range_image(path: Path) -> bool:
-    if path.suffix != ".npz" or not path.is_file():
+    if path.suffix not in SUFFIXES or not path.is_file():
         return False
     try:
+        if path.suffix == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False).shape[2:] == (_CHANNELS,)
         with zipfile.ZipFile(path) as archive:
             return "scan.npy" in archive.namelist()
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError):
         return False

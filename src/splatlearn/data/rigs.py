@@ -36,13 +36,15 @@ class Rig:
 
     Args:
         columns: of a record.
-        cameras: name -> camera.
+        names: of all cameras.
+        cameras: name -> camera, those that are used.
         classes: names of class ids.
         ignore: ids that become -1.
         projection: which points a camera sees.
     """
 
     columns: tuple[str, ...]
+    names: tuple[str, ...]
     cameras: Mapping[str, Camera]
     classes: tuple[str, ...]
     ignore: tuple[int, ...]

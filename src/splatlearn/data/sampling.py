@@ -29,8 +29,9 @@ def split_scenes(scenes: Sequence[Scene], split: str, *, seed: int = 0, share: f
     """Scenes of one split; `train` and `val` have nothing in common.
 
     The source's own split is taken where every scene states one and both occur (`test` stands in for a missing
-    `val`). Otherwise five scenes or more are split whole, at random by `seed`; of fewer, the last fifth of the views
-    and of the floor area is held out (`ScenePart`).
+    `val`). Otherwise five scenes or more are split whole, at random by `seed`: all scenes of a drive together, and of a
+    single drive the last fifth, as neighbours in time look alike. Of fewer scenes the last fifth of the views and of
+    the floor area is held out (`ScenePart`).
 
     Args:
         scenes: in a fixed order.
@@ -49,9 +50,14 @@ def split_scenes(scenes: Sequence[Scene], split: str, *, seed: int = 0, share: f
         return [scene for scene in scenes if scene.split == (split if split == "train" else held_out_name)]
     if len(scenes) < ENOUGH_SCENES:
         return [ScenePart(scene, split, share) for scene in scenes]
-    order = np.random.default_rng([seed, 0x5EED]).permutation(len(scenes))
-    held_out = set(order[: max(1, round(share * len(scenes)))].tolist())
-    return [scene for i, scene in enumerate(scenes) if (i in held_out) == (split == "val")]
+    drives = [scene.drive or i for i, scene in enumerate(scenes)]
+    names = list(dict.fromkeys(drives))
+    if len(names) == 1:
+        first = len(scenes) - max(1, round(share * len(scenes)))
+        return list(scenes[first:] if split == "val" else scenes[:first])
+    order = np.random.default_rng([seed, 0x5EED]).permutation(len(names))
+    held_out = {names[i] for i in order[: max(1, round(share * len(names)))]}
+    return [scene for scene, drive in zip(scenes, drives) if (drive in held_out) == (split == "val")]
 
 
 class ScenePart(Scene):
@@ -68,7 +74,7 @@ class ScenePart(Scene):
     def __init__(self, scene: Scene, split: str, share: float = HELD_OUT) -> None:
         self.scene, self.share, self.split = scene, share, split
         self.name, self.group, self.up, self.metric = scene.name, scene.group, scene.up, scene.metric
-        self.skipped, self.notes = scene.skipped, scene.notes
+        self.skipped, self.notes, self.drive = scene.skipped, scene.notes, scene.drive
         self.intensity_statistics, self.projection = scene.intensity_statistics, scene.projection
         self.camera_names = tuple(scene.camera_names[view] for view in self.views) if scene.camera_names else ()
 

@@ -114,6 +114,7 @@ class LidarScene(Scene):
         intensity: of the data set; None where the scans have none.
         split: `train`, `val`, `test`, or empty.
         frame: raw index in the drive.
+        drive: its name; by default the folders of the scan's name, or the whole data set.
         cameras: names of the photographs' cameras, in the order of `views()`.
         labels: file of the point labels, where they have one.
         labelled: whether `read` gives labels without such a file.
@@ -128,12 +129,14 @@ class LidarScene(Scene):
         intensity: Intensity | None,
         split: str = "",
         frame: int = 0,
+        drive: str | None = None,
         cameras: Sequence[str] = (),
         labels: Path | None = None,
         labelled: bool = False,
         skipped: Sequence[Skipped] = (),
     ) -> None:
         self.name, self.scan, self.split, self.frame = name, scan, split, frame
+        self.drive = (name.rpartition("/")[0] or ".") if drive is None else drive
         self.camera_names, self.skipped = tuple(cameras), tuple(skipped)
         self.labels, self.labelled = labels, labelled or labels is not None
         self._intensity = intensity

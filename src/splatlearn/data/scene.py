@@ -72,6 +72,7 @@ class Scene(ABC):
         up: whether +z is up by the source's word, by estimate, or unknown.
         metric: whether a unit is a metre, likewise.
         split: `train`, `val` or `test` where the source says so, else empty.
+        drive: recording that it is a moment of, in the order of time; neighbours there look alike. Empty: of none.
         skipped: what was left out while reading, with reasons.
         notes: what the reader estimated or assumed, in sentences for people.
         camera_names: of every view where they are cameras of a rig; empty where they are moments of one camera.
@@ -84,6 +85,7 @@ class Scene(ABC):
     up: Certainty = "known"
     metric: Certainty = "known"
     split: str = ""
+    drive: str = ""
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
     camera_names: tuple[str, ...] = ()

@@ -130,8 +130,14 @@ def _activation(state: Mapping[str, Tensor], act: str | None, named_plus: bool, 
     told = waffleiron_activation(state)
     reason = {"gelu": "the head is ScaLR+'s", "relu": "batch norms, which only WaffleIron has"}.get(told, "")
     if named_plus and told == "relu":
-        raise UserError(f"{path}: the name says ScaLR+, but there are {reason}; rename the file or its folder")
-    if named_plus and not told:
+        raise UserError(f"{path}: the name says ScaLR+, but it has {reason}; rename the file or its folder")
+    first = f"{HEAD}weight" in state and _stage(state) == "distilled"
+    if named_plus and first and act is None:
+        raise UserError(
+            f"{path}: the name says ScaLR+, but a head of one layer to a teacher's features is that of ScaLR as first "
+            "published: give --encoder.act relu for that one, gelu for ScaLR+"
+        )
+    if named_plus and not told and not first:
         told, reason = "gelu", "the name says ScaLR+"
     if act and told and act != told:
         raise UserError(

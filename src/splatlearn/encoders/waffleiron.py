@@ -102,11 +102,13 @@ class WaffleIronConfig(PointEncoderConfig):
     def kept(self, points: Points) -> Tensor:
         """(M) rows, ascending: one point a voxel within the field of view, chosen by a hash of what it carries.
 
+        What is computed from the coordinates is not hashed: devices may round it otherwise.
+
         Raises:
             UserError: coordinates that are not finite, or a cloud without a point in the field of view.
         """
-        values = stack_inputs(points, self.inputs)
-        order = hashed_order(torch.cat([points.xyz, values], 1), points.item)
+        carried = stack_inputs(points, [name for name in self.inputs if name in points])
+        order = hashed_order(torch.cat([points.xyz, carried], 1), points.item)
         rows = order[first_of_voxels(points.xyz[order], points.counts, self.voxel)]
         rows = rows[self.inside(points)[rows]].sort().values
         sizes = torch.bincount(points.item[rows], minlength=len(points.counts)).tolist()

@@ -61,7 +61,8 @@ class TrainConfig:
             matches holds.
         decays: pattern of parameter names -> factor that the rate has come down to at the end of the run, by the same
             share every step, on top of the schedule; the first that matches holds.
-        layer_decay: factor of the rate per block, counted from the last; 1 is off (BEiT: 0.65 to 0.9).
+        layer_decay: factor of the rate per block, counted from the head, so that the last block has it once; 1 is off
+            (BEiT: 0.65 to 0.9).
         no_decay: patterns of parameter names without weight decay.
         clip_norm: gradients are scaled down to this norm; 0 is off.
         ema: decay of averaged weights, which are then evaluated and exported; 0 is off.

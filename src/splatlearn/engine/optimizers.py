@@ -57,7 +57,7 @@ def parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, A
 
 
 def layer_factors(names: list[str], decay: float) -> dict[str, float]:
-    """`decay` to the power of the blocks that follow, per parameter name.
+    """`decay` to the power of the layers that follow, per parameter name; the last layer is the head (BEiT).
 
     Blocks are the numbered children of modules called `blocks`, counted through in order within each top-level part
     (`student`); what comes before the first counts as a layer below it, what follows a block counts with it.
@@ -70,7 +70,8 @@ def layer_factors(names: list[str], decay: float) -> dict[str, float]:
         if found and found[1] not in blocks:
             blocks.append(found[1])
         depths[name] = blocks.index(found[1]) + 1 if found else len(blocks)
-    return {name: decay ** (len(seen[name.partition(".")[0]]) - depth) for name, depth in depths.items()}
+    layers = {part: len(blocks) + 1 if blocks else 0 for part, blocks in seen.items()}
+    return {name: decay ** (layers[name.partition(".")[0]] - depth) for name, depth in depths.items()}
 
 
 def _first_match(rates: Mapping[str, float], name: str) -> float:

@@ -5,6 +5,7 @@ pixel it falls on. Numbers are of ScaLR's released code, or of its branch ScaLR+
 so. Legend: B scans a batch, one view each, N points, C channels of a teacher, H W pixels.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +23,7 @@ from splatlearn.data.scene import Rejected, Scene, Source
 from splatlearn.encoders.base import DERIVED, PointEncoder, PointEncoderConfig
 from splatlearn.engine import plots
 from splatlearn.engine.trainable import Progress, Recipe, Step
-from splatlearn.errors import BadData, ConfigError
+from splatlearn.errors import BadData, ConfigError, nearest
 from splatlearn.heads.projectors import Projector, ProjectorConfig
 from splatlearn.losses.distillation import cosine_and_smooth_l1, cosine_distance, unit, unit_distance
 from splatlearn.ops.reduce import global_sum
@@ -32,6 +33,7 @@ from splatlearn.structures import Batch, Cameras, Frames, Points
 from splatlearn.teachers.base import Teacher, create_teacher
 from splatlearn.teachers.prepared import PreparedMaps
 
+log = logging.getLogger("splatlearn")
 OF_SCANS = ("intensity", "reflectance")
 """Attributes of scans that an encoder may take as input."""
 LOSSES = {"unit-l2": unit_distance, "cosine": cosine_distance, "cosine+smooth-l1": cosine_and_smooth_l1}
@@ -141,6 +143,8 @@ class ScaLRData:
         """Scans of `train` or `val` by data set: split by drive where the data say so, else at random."""
         if unknown := sorted(set(self.config.shares) - set(self.sources)):
             raise BadData(f"--recipe.shares: no data set {', '.join(unknown)}; there are {', '.join(self.sources)}")
+        if self.config.held_cameras:
+            self._check_held()
         groups = {name: self._scenes(source, split) for name, source in self.sources.items()}
         if not any(groups.values()):
             raise BadData(
@@ -165,6 +169,7 @@ class ScaLRData:
         points = self._thin(scene.points(), rng)
         seen = visible_points(points, cameras, view, scene.projection)
         width, height = config.size
+        # ScaLR's code floors twice, at the photograph's size and at this one: a pixel's difference for one in seven.
         pixels = (seen.pixels * seen.pixels.new_tensor([width / cameras.width, height / cameras.height])).long()
         points = points.rows(seen.rows).with_attributes(pixel=pixels[:, 1] * width + pixels[:, 0])
         if len(points) > config.points:
@@ -189,15 +194,29 @@ class ScaLRData:
         first = first_of_voxels(points.xyz[order], (len(order),), self.config.voxel)
         return points.rows(order[first].sort().values)
 
+    def _check_held(self) -> None:
+        names = {name for source in self.sources.values() for scene in source.scenes() for name in _cameras(scene)}
+        if unknown := [name for name in self.config.held_cameras if name not in names]:
+            raise BadData(
+                f"--recipe.held_cameras: no camera {unknown[0]}{nearest(unknown[0], names)}; there are "
+                f"{', '.join(sorted(names))}"
+            )
+
     def _scenes(self, source: Source, split: str) -> list[Scene]:
         scenes = source.scenes()
-        if blind := [scene.name for scene in scenes if not len(scene.cameras)]:
-            raise BadData(f"--data {source.name}: scalr needs scans with cameras; {blind[0]} has none")
+        if blind := [scene.name for scene in scenes if not _cameras(scene)]:
+            if len(blind) == len(scenes):
+                raise BadData(f"--data {source.name}: scalr needs scans with cameras; {blind[0]} has none")
+            if split == "train":
+                log.warning(
+                    "%s: %d scans without photographs are left out, %s first", source.name, len(blind), blind[0]
+                )
+            scenes = [scene for scene in scenes if scene.name not in blind]
         if not self.config.held_cameras and len(scenes) >= ENOUGH_SCENES:
             return split_scenes(scenes, split)
         parts: list[Scene] = []
         for scene in scenes:
-            names = scene.camera_names or tuple(str(view) for view in range(len(scene.cameras)))
+            names = _cameras(scene)
             held = self.config.held_cameras or names[1:][-1:]
             views = [view for view, name in enumerate(names) if (name in held) == (split == "val")]
             parts += [CameraSubset(scene, views)] if views else []
@@ -225,7 +244,7 @@ class CameraSubset(Scene):
     def __init__(self, scene: Scene, views: Sequence[int]) -> None:
         self.scene, self.views = scene, tuple(views)
         self.name, self.group, self.up, self.metric = scene.name, scene.group, scene.up, scene.metric
-        self.split, self.skipped, self.notes = scene.split, scene.skipped, scene.notes
+        self.split, self.drive, self.skipped, self.notes = scene.split, scene.drive, scene.skipped, scene.notes
         self.intensity_statistics, self.projection = scene.intensity_statistics, scene.projection
         self.camera_names = tuple(scene.camera_names[view] for view in views) if scene.camera_names else ()
 
@@ -428,6 +447,11 @@ def check_size(teacher: str, patch: int, size: tuple[int, int]) -> None:
             f"--recipe.size: {size[0]}x{size[1]} does not divide into the patches of {teacher}, {patch} pixels wide; "
             f"{fitting} would"
         )
+
+
+def _cameras(scene: Scene) -> tuple[str, ...]:
+    """Names of the views: of the cameras, or their numbers."""
+    return scene.camera_names or tuple(str(view) for view in range(len(scene.cameras)))
 
 
 def _shuffled(points: Points) -> Tensor:

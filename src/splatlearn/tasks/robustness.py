@@ -44,16 +44,18 @@ class Layout(NamedTuple):
         reader: of the original set, whose files have the same names and formats.
         scans: folder of the scans.
         labels: folder of the labels.
+        count: scans of the validation set, which the published baseline was measured on.
     """
 
     reader: type[LidarReader]
     scans: str
     labels: str
+    count: int
 
 
 LAYOUTS: Mapping[str, Layout] = {
-    "SemanticKITTI-C": Layout(SemanticKittiReader, "velodyne", "labels"),
-    "nuScenes-C": Layout(NuScenesReader, "samples/LIDAR_TOP", "lidarseg/v1.0-trainval"),
+    "SemanticKITTI-C": Layout(SemanticKittiReader, "velodyne", "labels", 4071),
+    "nuScenes-C": Layout(NuScenesReader, "samples/LIDAR_TOP", "lidarseg/v1.0-trainval", 6019),
 }
 """By corrupted set. Source: docs/DATA_PREPARE.md of ldkong1205/Robo3D, whose names of corruptions and severities are
 those of `data/corruptions`."""
@@ -250,17 +252,26 @@ def official(scenes: Sequence[Scene], root: Path, kind: str) -> Corrupt:
         kind: of `LAYOUTS`.
 
     Raises:
-        BadData: folders or scans are missing; the first of them are named.
+        BadData: folders or scans are missing; the first of them are named. Or there are no whole scans with labels.
     """
     layout = LAYOUTS[kind]
     folders = [root / c / severity for c in CORRUPTIONS for severity in SEVERITIES]
-    missing = [str(f.relative_to(root) / part) for f in folders for part in layout[1:] if not (f / part).is_dir()]
+    missing = [
+        str(f.relative_to(root) / part)
+        for f in folders
+        for part in (layout.scans, layout.labels)
+        if not (f / part).is_dir()
+    ]
     if missing:
         raise BadData(
             f"{root}: a folder of {kind} is expected, with CORRUPTION/SEVERITY/{layout.scans} and .../{layout.labels}; "
             f"missing: {_first_of(missing)}"
         )
     scans = [scene for scene in scenes if isinstance(scene, LidarScene) and scene.labels]
+    if not scans:
+        raise BadData(
+            f"{root}: no whole scan with labels to validate on; of fewer than five scans only parts are held out"
+        )
 
     def files(folder: Path) -> list[tuple[Path, Path]]:
         return [
@@ -348,7 +359,8 @@ def under_corruptions(
         source: its data.
         seed: of corruptions that are made.
         tell: gets a line before each of the 25 evaluations.
-        corrupted: folder of an official corrupted set, which is then read and has a published baseline.
+        corrupted: folder of an official corrupted set, which is then read; its published baseline goes with the whole
+            validation set alone.
 
     Raises:
         UserError: as `check_scans`.
@@ -361,7 +373,10 @@ def under_corruptions(
         return evaluate_robustness(score, scenes, made, name=f"{source.name}, corrupted by our generators", tell=tell)
     kind = official_kind(source)
     read = official(scenes, corrupted, kind)
-    return evaluate_robustness(score, scenes, read, baseline=BASELINES[kind], name=kind, tell=tell)
+    whole = len(scenes) == LAYOUTS[kind].count
+    name = kind if whole else f"{kind}, {len(scenes)} of {LAYOUTS[kind].count} scans"
+    baseline = BASELINES[kind] if whole else {}
+    return evaluate_robustness(score, scenes, read, baseline=baseline, name=name, tell=tell)
 
 
 def _first_of(names: Sequence[str], most: int = 4) -> str:

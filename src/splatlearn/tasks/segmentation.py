@@ -51,7 +51,7 @@ class SegmentationConfig:
         finetune_batch: crops a step when the encoder trains.
         finetune_learning_rate: peak when the encoder trains, for pre-trained and new weights alike.
         finetune_head_rate: times the head's rate is that; a head starts from nothing even where the encoder does not.
-        finetune_layer_decay: factor of the rate per block, counted from the last; 1 is off (ScaLR: 0.95 or 0.99).
+        finetune_layer_decay: factor of the rate per block, counted from the head; 1 is off (ScaLR: 0.95 or 0.99).
         weight_decay: of AdamW.
         calibration: batches without gradient that set a frozen encoder's batch-norm statistics.
         calibrate: which frozen encoders get that: `random` ones, or `all`, which adapts pre-trained ones to these

@@ -162,14 +162,9 @@ def create_teacher(name: str, options: Mapping[str, Any] | None = None) -> Teach
         ConfigError: no such name, or options that do not fit.
         BadData: its weights are nowhere.
     """
-    bare = name.removeprefix(f"{RANDOM}:")
-    given = dict(options or {}) | ({"weights": RANDOM} if bare != name else {})
-    known = registry.teachers.families()
-    if bare.partition(".")[0] not in known and bare in registry.teachers.presets("timm"):
-        bare = f"timm.{bare}"
-    if bare in known:
-        bare = f"{bare}.{registry.teachers.presets(bare)[0]}"
-    if bare.partition(".")[0] not in known and _is_timm_model(bare):
+    bare = full_name(name)
+    given = dict(options or {}) | ({"weights": RANDOM} if name.startswith(f"{RANDOM}:") else {})
+    if bare.partition(".")[0] not in registry.teachers.families() and _is_timm_model(bare):
         teacher: Teacher = registry.teachers.create("timm", {"model": bare, **given})
     else:
         teacher = registry.teachers.create(bare, given)
@@ -179,6 +174,15 @@ def create_teacher(name: str, options: Mapping[str, Any] | None = None) -> Teach
     else:
         log.info("teacher %s: weights of %s, licence: %s", teacher.name, teacher.info.source, teacher.info.licence)
     return teacher
+
+
+def full_name(name: str) -> str:
+    """`FAMILY.PRESET` of a family or of a preset of timm, without `random:`; other names as they are."""
+    bare = name.removeprefix(f"{RANDOM}:")
+    known = registry.teachers.families()
+    if bare.partition(".")[0] not in known and bare in registry.teachers.presets("timm"):
+        return f"timm.{bare}"
+    return f"{bare}.{registry.teachers.presets(bare)[0]}" if bare in known else bare
 
 
 def tensors_digest(network: nn.Module) -> str:

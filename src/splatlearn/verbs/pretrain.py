@@ -249,6 +249,9 @@ def _idle(config: Any, preset: Any) -> tuple[str, ...]:
 def with_teacher(recipe: str, options: Options, teacher: str | None, given: Options | None) -> Options:
     """The recipe's options with the teachers asked for in place of the preset's.
 
+    A teacher that the preset names, too, keeps its options there; one of the same family as the preset's only teacher
+    takes that one's (ScaLR reads a DINOv2 of any size before its final norm).
+
     Raises:
         ConfigError: the recipe has no teachers, or it is not clear whose the options are.
     """
@@ -259,11 +262,25 @@ def with_teacher(recipe: str, options: Options, teacher: str | None, given: Opti
         return options
     if "teachers" not in {f.name for f in fields(registry.recipes.family(recipe).config)}:
         raise ConfigError(f"--teacher: {recipe} learns without teachers")
-    before = options.get("teachers", {})
+    before: Mapping[str, Options] = options.get("teachers", {})
     names = teacher.split(",") if teacher else list(before)
     if given and len(names) != 1:
         raise ConfigError(f"--teacher.{next(iter(given))}: whose of {len(names)} teachers? Name one with --teacher")
-    return {**options, "teachers": {name: {**before.get(name, {}), **(given or {})} for name in names}}
+    return {**options, "teachers": {name: {**_as_before(name, before), **(given or {})} for name in names}}
+
+
+def _as_before(name: str, before: Mapping[str, Options]) -> Options:
+    from splatlearn import registry
+    from splatlearn.teachers.base import full_name
+
+    def family(teacher: str) -> str:
+        first = full_name(teacher).partition(".")[0]
+        return first if first in registry.teachers.families() else "timm"
+
+    for known, options in before.items():
+        if full_name(known) == full_name(name) or (len(before) == 1 and family(known) == family(name)):
+            return options
+    return {}
 
 
 def read_preset(name: str) -> Preset:

@@ -75,8 +75,8 @@ def cosine_and_smooth_l1(
 
 
 def image_losses(kinds: Sequence[tuple[Tensor, Tensor]], *, cosine: float = 0.5, smooth_l1: float = 0.5) -> Tensor:
-    """The loss of each image for one teacher: `cosine_and_smooth_l1` a token, the mean over the tokens of each kind, and
-    the mean of the kinds. So a class token weighs as much as all patches together (DUNE code).
+    """The loss of each image for one teacher: `cosine_and_smooth_l1` a token, the mean over the tokens of each kind,
+    and the mean of the kinds. So a class token weighs as much as all patches together (DUNE code).
 
     Args:
         kinds: student and standardised teacher of each kind of token: (B C) of class tokens, (B T C) of patches.

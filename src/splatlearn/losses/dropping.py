@@ -1,7 +1,7 @@
 """Which teachers teach which images of a batch (DUNE and UNIC code). Legend: T teachers, B images of this rank.
 
-Losses are a matrix (T B), see `losses.distillation.image_losses`. Each entry has a coefficient c, and the loss of a step
-is sum(c l) / sum(c) over the whole batch, of all ranks: the mean over the pairs of teacher and image that are kept.
+Losses are a matrix (T B), see `losses.distillation.image_losses`. Each entry has a coefficient c, and the loss of a
+step is sum(c l) / sum(c) over the whole batch, of all ranks: the mean over the kept pairs of teacher and image.
 """
 
 from collections.abc import Collection, Sequence

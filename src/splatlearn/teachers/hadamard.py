@@ -22,7 +22,7 @@ def hadamard(order: int) -> Tensor:
     factors = _factors(order)
     if not factors:
         raise UserError(f"no Hadamard matrix of order {order} is known here: it has to be 1, 2 or a multiple of 4")
-    product = torch.from_numpy(linalg.hadamard(factors[-1], dtype=float))
+    product = torch.from_numpy(linalg.hadamard(factors[-1])).double()
     for factor in factors[:-1]:
         product = torch.kron(_paley(factor), product)
     return product

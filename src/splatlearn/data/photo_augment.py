@@ -77,7 +77,9 @@ def augment_photo(image: Tensor, size: tuple[int, int], config: PhotoAugmentatio
         image = grey(image).expand(3, -1, -1).contiguous()
     if rng.random() < config.blur:
         image = blur(image, rng.uniform(*config.sigma))
-    return solarize(image) if rng.random() < config.solarize else image
+    if rng.random() < config.solarize:
+        image = solarize(image)
+    return image.clamp(0, 1)
 
 
 def centre_photo(image: Tensor, size: tuple[int, int]) -> Tensor:

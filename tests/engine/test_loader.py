@@ -52,7 +52,15 @@ class TestOrder:
         assert not any(1 <= scene < 91 for scene in counts)
         assert counts[0] / 4000 == pytest.approx(0.25, abs=0.03)
 
-    @pytest.mark.parametrize("shares", [[], [0.3, 0.7]])
+    def test_equal_shares_take_turns(self):
+        order = Order([3, 4, 5], [2.0, 0.0, 2.0], seed=0)
+        scenes = [order[position][0] for position in range(60)]
+        assert all(scene < 3 for scene in scenes[::2]) and all(scene >= 7 for scene in scenes[1::2])
+        epochs = [tuple(scenes[::2][i : i + 3]) for i in range(0, 30, 3)]
+        assert all(len(set(epoch)) == 3 for epoch in epochs) and len(set(epochs)) > 1
+        assert {order.draw(1, attempt)[0] for attempt in range(40)} == set(range(7, 12))
+
+    @pytest.mark.parametrize("shares", [[], [0.3, 0.7], [1, 1]])
     def test_redraw(self, shares):
         order = Order([10, 10], shares, seed=2)
         draws = [order.draw(5, attempt) for attempt in range(20)]

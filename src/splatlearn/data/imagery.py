@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
@@ -66,7 +66,7 @@ def read_color(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """A photograph, reduced by area averaging (JPEG partly in the cosine domain, 48 dB from exact averaging).
 
     Args:
-        path: JPEG or PNG; grey and palette images become RGB, an alpha channel is dropped.
+        path: JPEG or PNG; grey of 8 or 16 bits, palette and CMYK images become RGB, an alpha channel is dropped.
         size: (width, height) wanted; None keeps the native size.
 
     Returns:
@@ -78,9 +78,25 @@ def read_color(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     try:
         with Image.open(path) as image:
             drafted = None if size is None else image.draft("RGB", size)
-            rgb = image.convert("RGB")
+            rgb = _rgb(image)
             box = drafted[1] if drafted else (0, 0, *rgb.size)  # sides of a reduced JPEG are rounded up, its box is not
             return np.asarray(rgb if size is None or box == (0, 0, *size) else _resize(rgb, size, box))
+    except _FAILURES as error:
+        raise UnreadableImage(f"cannot be decoded ({_short(error)})") from error
+
+
+def read_upright(path: Path) -> np.ndarray:
+    """A photograph at its native size, turned as its EXIF orientation says; as of `read_color` for the rest.
+
+    Returns:
+        (H W 3) uint8 RGB.
+
+    Raises:
+        UnreadableImage: missing or undecodable.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
     except _FAILURES as error:
         raise UnreadableImage(f"cannot be decoded ({_short(error)})") from error
 
@@ -143,6 +159,16 @@ def _nearest(f_from: float, c_from: float, f_to: float, c_to: float, native: int
     # The rounding keeps 2.9999999 (a scale that is not a binary fraction) in the pixel that 3.0 belongs to.
     index = np.floor(np.round(centres, 6)).astype(np.int64)
     return np.where((index >= 0) & (index < native), index, -1)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Eight bits a channel; grey of 16 is divided by 257, where Pillow itself would cut it off at 255."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image.convert("RGB")
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise UnreadableImage("8 or 16 bits a channel expected, got wider numbers, whose range nobody knows")
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
 def _resize(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:

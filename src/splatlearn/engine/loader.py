@@ -42,8 +42,8 @@ class Order:
 
     Args:
         sizes: scenes per group; scene numbers run through the groups.
-        shares: share of each group in the samples (any scale), its scenes equally likely; empty takes every scene
-            once an epoch, in an order of its own each epoch.
+        shares: share of each group in the samples (any scale), its scenes equally likely; groups of equal shares take
+            turns, each through its scenes in an order of its own each epoch; empty takes every scene once an epoch.
         seed: 0 or more.
 
     Raises:
@@ -62,6 +62,8 @@ class Order:
         if empty:
             raise ConfigError(f"groups {empty} have a share of the samples but no scene")
         self.shares = tuple(np.cumsum(shares) / np.sum(shares)) if shares else ()
+        takers = [group for group, share in enumerate(shares) if share]
+        self.takers = takers if len({shares[group] for group in takers}) == 1 else []
 
     def __getitem__(self, position: int) -> tuple[int, np.random.Generator]:
         return self.draw(position, 0)
@@ -71,6 +73,14 @@ class Order:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, position, attempt]))
         decider = attempt if attempt >= LOYAL_ATTEMPTS else 0
         chooser = np.random.default_rng(np.random.SeedSequence([self.seed, position, decider], spawn_key=(0, 0)))
+        if self.takers:
+            turn, taker = divmod(position, len(self.takers))
+            group = self.takers[taker]
+            first, size = self.bounds[group], self.bounds[group + 1] - self.bounds[group]
+            if attempt >= LOYAL_ATTEMPTS:
+                return first + int(chooser.integers(size)), rng
+            epoch, place = divmod(turn, size)
+            return first + int(_permutation(self.seed, epoch, size, group)[place]), rng
         if self.shares:
             group = min(bisect_right(self.shares, chooser.random()), len(self.shares) - 1)
             return int(chooser.integers(self.bounds[group], self.bounds[group + 1])), rng
@@ -80,9 +90,9 @@ class Order:
         return int(_permutation(self.seed, epoch, self.bounds[-1])[place]), rng
 
 
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(1,))).permutation(size)
+@lru_cache(maxsize=16)
+def _permutation(seed: int, epoch: int, size: int, *group: int) -> np.ndarray:
+    return np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(1, *group))).permutation(size)
 
 
 @dataclass(frozen=True)

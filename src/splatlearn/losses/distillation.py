@@ -1,8 +1,12 @@
-"""How far a student's features are from a teacher's. Legend: M pairs, C channels.
+"""How far a student's features are from a teacher's. Legend: M pairs, B images, T tokens, C channels.
 
 Every loss is a mean over the global batch (`ops.reduce.global_mean`), in float32 at least, and sends no gradient to the
-teacher. Pairs of all items of a batch count alike, so that an item with more pairs weighs more (ScaLR code).
+teacher. Pairs of all items of a batch count alike, so that an item with more pairs weighs more (ScaLR code); only
+`image_losses` is by image.
 """
+
+from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -67,10 +71,38 @@ def cosine_and_smooth_l1(
     Returns:
         Scalar; zero where there are no pairs.
     """
-    prediction, target = _checked(prediction, target)
+    return global_mean(_both(*_checked(prediction, target), cosine, smooth_l1), weights)
+
+
+def image_losses(kinds: Sequence[tuple[Tensor, Tensor]], *, cosine: float = 0.5, smooth_l1: float = 0.5) -> Tensor:
+    """The loss of each image for one teacher: `cosine_and_smooth_l1` a token, the mean over the tokens of each kind,
+    and the mean of the kinds. So a class token weighs as much as all patches together (DUNE code).
+
+    Args:
+        kinds: student and standardised teacher of each kind of token: (B C) of class tokens, (B T C) of patches.
+        cosine: weight of 1 - cosine; 0.5 in DUNE's code.
+        smooth_l1: weight of the smooth L1 distance; 0.5 in DUNE's code.
+
+    Returns:
+        (B); the means over images, teachers and ranks are left to `losses.dropping`.
+
+    Raises:
+        UserError: there is no kind, or shapes differ.
+    """
+    if not kinds:
+        raise UserError("image_losses: at least one kind of token is needed")
+    means = []
+    for prediction, target in kinds:
+        rows = prediction.flatten(0, -2), target.flatten(0, -2)
+        values = _both(*_checked(*rows), cosine, smooth_l1)
+        means.append(values.view(len(prediction), prod(prediction.shape[1:-1])).mean(1))
+    return torch.stack(means).mean(0)
+
+
+def _both(prediction: Tensor, target: Tensor, cosine: float, smooth_l1: float) -> Tensor:
+    """(M) the weighted sum of 1 - cosine and of the smooth L1 distance, a mean over channels."""
     values = cosine * (1 - (unit(prediction) * unit(target)).sum(1))
-    values = values + smooth_l1 * functional.smooth_l1_loss(prediction, target, reduction="none").mean(1)
-    return global_mean(values, weights)
+    return values + smooth_l1 * functional.smooth_l1_loss(prediction, target, reduction="none").mean(1)
 
 
 def unit(features: Tensor) -> Tensor:

@@ -31,6 +31,14 @@ def global_sum(value: Tensor) -> Tensor:
     return _AllReduceSum.apply(value) if world_size() > 1 else value
 
 
+def of_first_rank(value: Tensor) -> Tensor:
+    """The first rank's `value` on every rank, without gradient; shapes agree."""
+    if world_size() > 1:
+        value = value.detach().contiguous().clone()
+        dist.broadcast(value, 0)
+    return value
+
+
 def global_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
     """Exact weighted mean over the global batch; use it in every loss.
 

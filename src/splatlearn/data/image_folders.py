@@ -1,0 +1,166 @@
+"""Folders of images without cameras, nested in any way: each image is a scene of its own.
+
+Legend: H W pixels.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from splatlearn import registry
+from splatlearn.config import require
+from splatlearn.data.folders import GLANCE, walk
+from splatlearn.data.imagery import COLOR_SUFFIXES, UnreadableImage, probe, read_upright
+from splatlearn.data.progress import progress
+from splatlearn.data.scene import Reader, Rejected, Scene, Skipped, reasons
+from splatlearn.errors import BadData
+
+SUFFIXES = (*COLOR_SUFFIXES, ".webp", ".bmp", ".tif", ".tiff")
+"""Of images, in small or capital letters."""
+SPLITS = ("train", "val", "test")
+THREADS = 8
+"""Files looked at side by side: most of it is waiting for the disk."""
+log = logging.getLogger("splatlearn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig:
+    """How to read folders of images.
+
+    Args:
+        pattern: only files whose path below the folder fits it (`*.color.jpg`, `kitchen/*`), `*` being anything.
+        check: look at the header and the end of every file first (0.2 ms each), so that a damaged one is named before
+            the run; without it, and where the damage lies in between, it is drawn again when its turn comes.
+        max_images: keep at most so many, evenly spaced in the order of names; None keeps all.
+    """
+
+    pattern: str = "*"
+    check: bool = True
+    max_images: int | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            {
+                "pattern: give one, * fits all": bool(self.pattern),
+                f"max_images: 1 or more, or none, expected, got {self.max_images}": (
+                    self.max_images is None or self.max_images >= 1
+                ),
+            }
+        )
+
+
+class Photograph(Scene):
+    """One image file, without a camera.
+
+    Args:
+        root: folder that the file is named in.
+        file: its path below that, which is its name, too; in a folder `train`, `val` or `test`, that is its split.
+    """
+
+    def __init__(self, root: Path, file: str) -> None:
+        self.root, self.name = root, file
+        if (first := file.split("/", 1)[0]) in SPLITS:
+            self.split = first
+
+    def images(self, views: Sequence[int]) -> list[Tensor]:
+        """The image (3 H W) in [0, 1] at its native size, once for each of `views`.
+
+        Raises:
+            Rejected: the file cannot be decoded.
+        """
+        try:
+            pixels = torch.tensor(read_upright(self.root / self.name)).permute(2, 0, 1)
+        except UnreadableImage as error:
+            _warn(str(self.root / self.name), str(error))
+            raise Rejected("an image cannot be read", f"{self.name}: {error}") from error
+        return [pixels.to(torch.float32, memory_format=torch.contiguous_format) / 255 for _ in views]
+
+
+@registry.readers.register("images", ImagesConfig, presets={"default": {}, "tiny": {"max_images": 64}})
+class ImagesReader(Reader):
+    """Folders of images without cameras: JPEG, PNG, WebP, BMP, TIFF, nested in any way.
+
+    Args:
+        config: reading options.
+        path: the folder.
+    """
+
+    def __init__(self, config: ImagesConfig, path: Path) -> None:
+        self.config, self.path = config, path
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """An image lies up to three folders below the path, and no other reader takes it."""
+        if not path.is_dir() or not any(map(_is_image, walk(path, _is_image, suffixes=_cases(), breadth=GLANCE))):
+            return False
+        others = [registry.readers.family(name).cls for name in registry.readers.families() if name != "images"]
+        return not any(other.needs_path and other.accepts(path) for other in others)
+
+    def scenes(self) -> list[Scene]:
+        """Every image, sorted by name; damaged ones are named in `skipped` and in the log.
+
+        Raises:
+            BadData: no folder, or no usable image in it.
+        """
+        names = sorted(name for name in _files(self.path) if fnmatch(name, self.config.pattern))
+        if self.config.max_images and len(names) > self.config.max_images:
+            names = [names[i * len(names) // self.config.max_images] for i in range(self.config.max_images)]
+        found = len(names)
+        if self.config.check:
+            names = self._checked(names)
+        if not names:
+            why = f"all {found} are damaged: {reasons(self.skipped)}" if found else f"of {', '.join(SUFFIXES)}"
+            raise BadData(f"{self.path}: no image found that fits {self.config.pattern!r}, {why}")
+        return [Photograph(self.path, name) for name in names]
+
+    def _checked(self, names: list[str]) -> list[str]:
+        damaged: list[Skipped] = []
+        with progress(f"checking images of {self.path}", len(names)) as tell, ThreadPoolExecutor(THREADS) as pool:
+            for done, (name, reason) in enumerate(zip(names, pool.map(self._damage, names), strict=True)):
+                tell(done)
+                if reason:
+                    damaged.append(Skipped(name, reason))
+        self.skipped = tuple(damaged)
+        if damaged:
+            log.warning("%s: %d images are left out: %s", self.path, len(damaged), reasons(damaged))
+        gone = {name for name, _ in damaged}
+        return [name for name in names if name not in gone]
+
+    def _damage(self, name: str) -> str:
+        try:
+            probe(self.path / name)
+        except UnreadableImage as error:
+            return str(error)
+        return ""
+
+
+def _files(root: Path) -> Iterator[str]:
+    """Images below a folder, relative to it; hidden files and folders are left alone, links are followed."""
+    for folder, inside, files in os.walk(root, followlinks=True):
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        below = Path(folder).relative_to(root)
+        for name in files:
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+                yield (below / name).as_posix()
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _cases() -> tuple[str, ...]:
+    return SUFFIXES + tuple(suffix.upper() for suffix in SUFFIXES)
+
+
+@lru_cache(maxsize=10_000)
+def _warn(file: str, why: str) -> None:
+    """Names a damaged file in the log, once a process."""
+    log.warning("%s: %s; others are drawn in its place", file, why)

@@ -158,6 +158,14 @@ class TestGradients:
         clip_gradients(optimizer, norm, 1.0)
         assert float(module.weight.grad.norm()) == pytest.approx(1, abs=1e-5)
 
+    def test_each_gradient_by_its_own_norm(self):
+        module = nn.Linear(2, 1)
+        optimizer = build_optimizer(module, TrainConfig())
+        module.weight.grad, module.bias.grad = torch.tensor([[3.0, 4.0]]), torch.tensor([0.5])
+        clip_gradients(optimizer, gradient_norm(optimizer), 1.0, each=True)
+        assert float(module.weight.grad.norm()) == pytest.approx(1, abs=1e-5)
+        assert float(module.bias.grad) == 0.5
+
     def test_not_finite(self):
         module = nn.Linear(2, 1)
         optimizer = build_optimizer(module, TrainConfig())

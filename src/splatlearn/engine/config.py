@@ -65,6 +65,7 @@ class TrainConfig:
             (BEiT: 0.65 to 0.9).
         no_decay: patterns of parameter names without weight decay.
         clip_norm: gradients are scaled down to this norm; 0 is off.
+        clip_each: every parameter's gradient to that norm by itself, instead of all of them together (DUNE).
         ema: decay of averaged weights, which are then evaluated and exported; 0 is off.
         setup_batches: batches that the trainable may look at before the first step.
         evaluate_every: steps between evaluations; 0 evaluates at the end only.
@@ -105,6 +106,7 @@ class TrainConfig:
     layer_decay: float = 1.0
     no_decay: tuple[str, ...] = ()
     clip_norm: float = 0.0
+    clip_each: bool = False
     ema: float = 0.0
     setup_batches: int = 50
     evaluate_every: int = 0
@@ -156,6 +158,8 @@ class TrainConfig:
             for name, (choice, values) in ONLY_WITH.items()
             if name in changed and getattr(self, choice) not in values
         ]
+        if self.clip_each and not self.clip_norm:
+            told.append("--train.clip_each has no effect: --train.clip_norm is 0, which is off")
         if "epochs" in changed and self.steps:
             told.append(f"--train.epochs {self.epochs:g} has no effect: --train.steps {self.steps} says how long")
         return told

@@ -260,7 +260,7 @@ class _Run(Generic[B]):
         bad_ranks, terminations, rejections = add_over_ranks([float(value) for value in own], self.device)
         self.terminating = terminations > 0
         if not bad_ranks:
-            clip_gradients(self.optimizer, norm, self.config.clip_norm)
+            clip_gradients(self.optimizer, norm, self.config.clip_norm, self.config.clip_each)
             self.optimizer.step()
             reseed(self.config.seed, AFTER_STEP, self.step)
             self.trainable.after_step(self.optimizer, progress)

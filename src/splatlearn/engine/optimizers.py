@@ -131,9 +131,12 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in _with_gradient(optimizer) if p.grad is not None])
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, norm: Tensor, limit: float) -> None:
-    """Scales gradients of joint norm `norm` down to `limit`; 0 leaves them."""
-    if limit > 0:
+def clip_gradients(optimizer: torch.optim.Optimizer, norm: Tensor, limit: float, each: bool = False) -> None:
+    """Scales gradients of joint norm `norm` down to `limit`, or `each` by its own norm; 0 leaves them."""
+    if limit > 0 and each:
+        for parameter in _with_gradient(optimizer):
+            torch.nn.utils.clip_grad_norm_(parameter, limit)
+    elif limit > 0:
         torch.nn.utils.clip_grads_with_norm_(_with_gradient(optimizer), limit, norm)
 
 

@@ -258,6 +258,12 @@ class ImageEncoder(Encoder, ABC):
     def look(self, pixels: Tensor) -> FeatureMaps:
         """Features of normalised images (V 3 H W), whose sides are multiples of the patch."""
 
+    def resize(self, size: int) -> None:
+        """Gets ready to be trained on square images of another size, in pixels; by default nothing is to be done.
+
+        It may make new parameters: call this before the optimiser is made.
+        """
+
 
 def calibrate(encoder: PointEncoder, batches: Iterable[Points]) -> int:
     """Sets the batch-norm statistics to the mean over the batches, without gradient or labels.

@@ -110,9 +110,9 @@ def write_report(
 
 
 def preview(trainable: Trainable[Any]) -> dict[str, Tensor]:
-    """The trainable's pictures of the first validation sample, on the host."""
-    loader = Loader({"val": trainable.validation}, {"val": 0}, batch=1)
-    batch = next(loader.whole("val", 1))
+    """The trainable's pictures of the first validation samples, on the host."""
+    loader = Loader({"val": trainable.validation}, {"val": 0}, batch=trainable.previewed)
+    batch = next(loader.whole("val", trainable.previewed))
     device = next((parameter.device for parameter in trainable.parameters()), torch.device("cpu"))
     training = trainable.training
     pictures = trainable.eval().preview(batch.to(device))

@@ -49,10 +49,12 @@ class Trainable(nn.Module, ABC, Generic[B]):
     Attributes:
         data: samples to train on (split `train`).
         validation: samples to evaluate on (split `val`); without augmentation.
+        previewed: validation samples that `preview` is given as a batch.
     """
 
     data: Data[B]
     validation: Data[B]
+    previewed: int = 1
 
     def setup(self, batches: Iterable[B]) -> None:
         """Statistics gathered once before step 0; results are buffers. By default nothing."""

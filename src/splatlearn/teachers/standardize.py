@@ -74,11 +74,20 @@ class Standardizer(nn.Module):
         Raises:
             UserError: PHI-S, and there are less than two rows. A few times C are needed to know the principal axes.
         """
+        self.settle(sum(map(self.moments, features), self.moments(self.mean[None, :][:0])))
+
+    def moments(self, features: Tensor) -> Tensor:
+        """What `settle` needs to know of features (M C); that of several batches adds up."""
+        return _products(features) if self.config.mode == "phi-s" else _sums(features)
+
+    @torch.no_grad()
+    def settle(self, moments: Tensor) -> None:
+        """As `fit`, by the sum of the `moments` of this rank's batches."""
+        moments = global_sum(moments)
         if self.config.mode == "phi-s":
-            self._fit_rotation(features)
+            self._set_rotation(moments)
             return
-        zeros = torch.zeros(3, *self.mean.shape, dtype=torch.float64, device=self.mean.device)
-        count, total, squares = global_sum(sum((_sums(batch) for batch in features), zeros))
+        count, total, squares = moments
         mean = total / count.clamp_min(1)
         self._set(mean, ((squares - count * mean.square()).clamp_min(0) / (count - 1).clamp_min(1)).sqrt(), 1.0)
 
@@ -131,10 +140,8 @@ class Standardizer(nn.Module):
         except UserError as error:
             raise UserError(f"standardisation phi-s of {len(self.mean)} channels: {error}; take batch or ema") from None
 
-    def _fit_rotation(self, features: Iterable[Tensor]) -> None:
+    def _set_rotation(self, moments: Tensor) -> None:
         channels = len(self.mean)
-        zeros = torch.zeros(channels + 1, channels + 1, dtype=torch.float64, device=self.mean.device)
-        moments = global_sum(sum((_products(batch) for batch in features), zeros))
         count, total = moments[0, 0], moments[0, 1:]
         if count < 2:
             raise UserError(f"standardisation phi-s needs two rows of features at least to be fitted, got {int(count)}")

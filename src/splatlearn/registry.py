@@ -262,6 +262,11 @@ recipes: Registry[Any] = Registry(
         "scalr": BuiltIn(
             "splatlearn.recipes.scalr", ("small", "tiny", "paper", "plus"), "Image models taught to lidar (ScaLR)."
         ),
+        "dune": BuiltIn(
+            "splatlearn.recipes.dune",
+            ("small", "tiny", "paper-336", "paper-448", "imagenet-only", "unic"),
+            "Several image models in one (DUNE, UNIC).",
+        ),
     },
 )
 tasks: Registry[Any] = Registry(

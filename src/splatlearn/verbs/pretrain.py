@@ -41,7 +41,7 @@ def pretrain(
     `report.html`. A preset gives every setting, a config file wins over it, and flags win over both.
 
     Args:
-        recipe: how to learn: gs3, scalr.
+        recipe: how to learn: gs3, scalr, dune.
         run: folder of the run; one that is there is continued.
         preset: paper, small (one consumer GPU, or an hour on a CPU), or tiny (seconds on a CPU).
         data: rooms, or a folder of recordings; by default what the preset names.
@@ -215,8 +215,9 @@ def plan(
     encoder_config = problems.catch(lambda: _encoder_config(name, encoder_options)) if name else None
     weights = problems.catch(lambda: _weights(name)) if name else None
     train_config = problems.catch(lambda: configure(TrainConfig, train, "--train"))
-    for other, reading in getattr(config, "also", {}).items():
-        problems.catch(Source(name=other, options=reading).reader)
+    for sets in (getattr(config, "also", {}), *getattr(config, "groups", {}).values()):
+        for other, reading in sets.items():
+            problems.catch(Source(name=other, options=reading).reader)
     problems.tell()
     assert name is not None and train_config is not None
     settings = {

@@ -89,7 +89,7 @@ class DuneConfig:
         rules = {
             "teachers: at least one is needed, timm.dinov2-s-reg for instance": bool(self.teachers),
             f"domain: {self.domain!r} does not teach{nearest(self.domain, self.teachers)}": self.first in known,
-            "dropping.mode: own_data learns nothing from generic images; --recipe.domain says whose those of --data are": (
+            "dropping.mode: own_data learns nothing from generic images; --recipe.domain says whose --data are": (
                 self.dropping.mode != "own_data" or GENERIC not in named
             ),
             f"gradients_every: 0 or more is needed, got {self.gradients_every}": self.gradients_every >= 0,
@@ -111,7 +111,7 @@ class DuneConfig:
 
     def sources(self, first: Source) -> dict[str, tuple[Source, ...]]:
         """Group -> where its images are, the first being those of `--data`."""
-        found = {self.first: (first,)}
+        found: dict[str, tuple[Source, ...]] = {self.first: (first,)}
         for name, sets in self.groups.items():
             further = (Source(name=where, options=options) for where, options in sets.items())
             found[name] = (*found.get(name, ()), *further)
@@ -250,7 +250,8 @@ class Dune(Recipe[Photos]):
             for fit, prediction, target in zip(fits, predictions, self.targets(batch.images), strict=True):
                 fit.add(prediction, target)
         numbers = zip(*(fit.numbers() for fit in fits), strict=True)
-        each = dict(zip(("val_loss", "val_explained"), map(torch.stack, numbers), strict=True))
+        losses, explained = map(torch.stack, numbers)
+        each = {"val_loss": losses, "val_explained": explained}
         means = {key: float(values.mean()) for key, values in each.items()}
         return means | {key: float(value) for key, value in self._by_teacher(each).items()}
 

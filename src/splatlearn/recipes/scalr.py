@@ -385,7 +385,8 @@ class ScaLR(Recipe[Scan]):
                 pictures[f"features, PCA/{name}: {who}"] = plots.points_on_image(dark, pixel, part)
         features = plots.pca_colors(self.student(first.points).dense().float())
         seen = Points(xyz=first.points.xyz, attributes={"color": features})
-        pictures["scan/student's features, PCA, from above and from the side"] = plots.scan_picture(seen, reach=50.0)
+        reach = max(5.0, float(seen.xyz[:, :2].abs().amax(1).quantile(0.98)))
+        pictures["scan/student's features, PCA, from above and from the side"] = plots.scan_picture(seen, reach=reach)
         return pictures
 
     def describe(self) -> dict[str, Any]:

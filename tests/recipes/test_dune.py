@@ -283,8 +283,8 @@ class TestNumbers:
 class TestRun:
     def test_it_learns_is_exported_and_shown(self, tmp_path):
         recipe = build()
-        summary = run(recipe, tmp_path / "run", 60, batch=8)
-        assert summary.metrics["val_explained"] > 0.1
+        summary = run(recipe, tmp_path / "run", 40)
+        assert summary.metrics["val_explained"] > 0.3  # what is not trained is near 0
         lines = [line["loss"] for line in log(tmp_path / "run")]
         assert np.mean(lines[-10:]) < 0.8 * np.mean(lines[:10])
         assert load_encoder(tmp_path / "run").name == "vit.tiny"

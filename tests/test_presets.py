@@ -58,14 +58,17 @@ def test_every_file_is_a_preset():
     assert {(file.parent.name, file.stem) for file in FILES} == named
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.stem == "paper"], ids=lambda file: file.parent.name)
+PUBLISHED = [file for file in FILES if file.stem.startswith("paper") or file.stem in ("imagenet-only", "unic")]
+
+
+@pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: f"{file.parent.name}.{file.stem}")
 def test_every_number_of_a_paper_preset_names_its_source(file: Path):
     """A line with a value ends in a comment that names a paper, a code, or says that it is our own default."""
     for line in file.read_text().splitlines():
         content, _, comment = line.partition("#")
         if not re.search(r":\s*\S|^\s*-\s", content):
             continue
-        words = r"GS3( eq\.)? ?[\d.]*|pixelSplat|VoteNet|Pointcept|ScaLR|our default"
+        words = r"GS3( eq\.)? ?[\d.]*|pixelSplat|VoteNet|Pointcept|ScaLR|DUNE|UNIC|our default"
         assert re.search(words, comment), f"{file.name}: no source in {line!r}"
 
 

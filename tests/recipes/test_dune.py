@@ -1,7 +1,6 @@
 """DUNE: whose an image is, what a step's loss is, two ranks, resuming, what the numbers mean, and that it learns."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -284,8 +283,8 @@ class TestNumbers:
 class TestRun:
     def test_it_learns_is_exported_and_shown(self, tmp_path):
         recipe = build()
-        summary = run(recipe, tmp_path / "run", 60, batch=8)
-        assert summary.metrics["val_explained"] > 0.1
+        summary = run(recipe, tmp_path / "run", 40)
+        assert summary.metrics["val_explained"] > 0.3  # what is not trained is near 0
         lines = [line["loss"] for line in log(tmp_path / "run")]
         assert np.mean(lines[-10:]) < 0.8 * np.mean(lines[:10])
         assert load_encoder(tmp_path / "run").name == "vit.tiny"
@@ -338,43 +337,40 @@ class TestRun:
             run(recipe, tmp_path / "run", 5)
 
 
-def whole_step(mode: str, rank: int | None) -> dict[str, Tensor]:
-    """Loss, gradients and statistics of a step on eight images, or on a rank's half of them."""
+def one_step(mode: str, rank: int | None) -> dict[str, Tensor]:
+    """Loss, gradients and statistics of a step on eight images, or on a rank's half of them.
+
+    With `own_data` each half is of one teacher's domain, so that a rank has nothing for the other's projector.
+    """
     sets = {"domain": "timm.tiny", "groups": {"mast3r.tiny": {"others": {}}}} if mode == "own_data" else {}
     recipe = build(dropping={"mode": mode}, **sets).double().train()
-    if mode == "own_data":
-        recipe.data.groups["mast3r.tiny"][0].__dict__["_scenes"] = source().scenes()
-    batch = batch_of(recipe, 8)
-    if mode == "own_data":
-        order = batch.images["group"].argsort(stable=True)
-        batch = Photos(names=batch.names, images=batch.images.rows(order))  # a rank sees one teacher's images alone
+    for sources in recipe.data.groups.values():
+        sources[0].__dict__["_scenes"] = source().scenes()
+    groups = recipe.data.scenes("train")
+    scenes = [scene for name in sorted(groups) for scene in groups[name][: 8 // len(groups)]]
+    samples = [recipe.data.sample(scene, np.random.default_rng(i)) for i, scene in enumerate(scenes)]
     if rank is None:
-        step = recipe(batch, START)
+        step = recipe(Photos.pack(samples), START)
     else:
-        rows = torch.arange(4 * rank, 4 * rank + 4)
-        part = Photos(names=batch.names[:4], images=batch.images.rows(rows))
-        step = DistributedDataParallel(recipe, find_unused_parameters=True)(part, START)
+        module = DistributedDataParallel(recipe, find_unused_parameters=True)
+        step = module(Photos.pack(samples[4 * rank : 4 * rank + 4]), START)
     step.losses["distillation"].backward()
     found = {f"gradient of {name}": cast(Tensor, p.grad) for name, p in recipe.named_parameters()}
-    return {**step.metrics, "loss": step.losses["distillation"], **dict(recipe.named_buffers()), **found}
+    found |= {**step.metrics, "loss": step.losses["distillation"], **dict(recipe.named_buffers())}
+    return {f"{mode}: {name}": value.detach() for name, value in found.items()}
 
 
-def lowest_loss(rank: int) -> dict[str, Tensor]:
-    return whole_step("lowest_loss", rank)
+def steps(rank: int | None) -> dict[str, Tensor]:
+    """Those of both modes."""
+    return {**one_step("lowest_loss", rank), **one_step("own_data", rank)}
 
 
-def own_data(rank: int) -> dict[str, Tensor]:
-    return whole_step("own_data", rank)
-
-
-@pytest.mark.parametrize("work", [lowest_loss, own_data])
-def test_two_ranks_equal_one(work):
-    os.environ["OMP_NUM_THREADS"] = "1"
-    expected = whole_step(work.__name__, None)
-    for found in on_two_ranks(work):
+def test_two_ranks_equal_one():
+    expected = steps(None)
+    for found in on_two_ranks(steps):
         assert set(found) == set(expected)
         for name, value in expected.items():
-            torch.testing.assert_close(found[name], value.detach(), rtol=1e-7, atol=1e-9, msg=name)
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("name", ["timm.tiny", "mast3r.tiny"])

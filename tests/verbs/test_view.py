@@ -114,6 +114,12 @@ class TestPicture:
         assert len(shown.colors("label", view).unique(dim=0)) == 3
         assert len(shown.colors("heat", view).unique(dim=0)) > 20
 
+    def test_a_scan_is_seen_from_outside_and_not_from_its_vehicle(self):
+        shown = load_shown("streets.tiny", "", "z", {})
+        view = choose_view(shown, (64, 48), None)
+        assert shown.is_rig and (view.centers[0] - shown.middle).norm() > shown.radius
+        assert view.centers[0, 2] > shown.bounds[1][2]
+
     def test_depth_is_that_of_the_renderer(self, splat):
         shown = load_shown(str(splat), "", "z", {})
         view = choose_view(shown, (64, 48), None)

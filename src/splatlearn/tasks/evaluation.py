@@ -13,7 +13,7 @@ from splatlearn.data.scene import Source
 from splatlearn.encoders.base import calibrate
 from splatlearn.engine.checkpoint import encoder_digest, replace_file, versions
 from splatlearn.engine.config import TrainConfig
-from splatlearn.engine.loop import train
+from splatlearn.engine.loop import Terminated, train
 from splatlearn.tasks.base import (
     ProbeName,
     Resolved,
@@ -177,7 +177,12 @@ def run_probe(
         "seed": trial.seed,
     }
     with TemporaryDirectory() as temporary:
-        summary = train(task, config, run or Path(temporary) / "run", settings=settings, show=show)
+        try:
+            summary = train(task, config, run or Path(temporary) / "run", settings=settings, show=show)
+        except Terminated as stopped:
+            if run is None:
+                stopped.message = "stopped by SIGTERM; nothing of the probe is kept (a folder for --run would be)"
+            raise
     numbers = summary.metrics
     return Evaluation(
         task=trial.task.partition(".")[0],

@@ -74,7 +74,7 @@ def view(
         picture: write this .png and open no page.
         size: width and height of the picture.
         camera: look through this camera of the scene; by default at its middle, from the place of the first camera,
-            or from a corner where there is none. The page starts there too, upright.
+            or from a corner where there is none, or only those of a vehicle. The page starts there too, upright.
         overlay: draw world axes and cameras into the picture too; the page has them anyway.
         up: the axis that points up (files of Gaussians often have `--up=-y`).
         host: address that the page listens on; 0.0.0.0 lets other machines in.

@@ -45,6 +45,7 @@ class Shown:
         cameras: V views; V may be 0.
         colored: whether it has colours of its own.
         is_cloud: whether the Gaussians stand for points.
+        is_rig: whether the cameras are those of a vehicle, amidst its scan.
         up: (3) unit vector.
         notes: what was chosen, in sentences for people.
     """
@@ -55,6 +56,7 @@ class Shown:
     cameras: Cameras
     colored: bool
     is_cloud: bool
+    is_rig: bool = False
     up: Tensor
     notes: tuple[str, ...] = ()
     features: dict[str, Tensor] = field(default_factory=dict)
@@ -192,6 +194,7 @@ def _shown_scene(scene: Scene, up: Tensor, notes: tuple[str, ...]) -> Shown:
         cameras=cameras if len(cameras) else _no_cameras(),
         colored="color" in points,
         is_cloud=True,
+        is_rig=bool(scene.camera_names),
         up=up,
         notes=notes,
     )
@@ -366,7 +369,7 @@ def _named_features(path: Path, arrays: Mapping[str, Any]) -> Any:
 
 def choose_view(shown: Shown, size: tuple[int, int], camera: int | None) -> Cameras:
     """One camera of (width, height): view `camera` itself; else one that looks at the middle of the scene from the
-    place of its first camera, or from a corner above it where there is none.
+    place of its first camera, or from a corner above it where there is none, or where the cameras are a rig's.
 
     Raises:
         ConfigError: there is no view `camera`.
@@ -379,7 +382,7 @@ def choose_view(shown: Shown, size: tuple[int, int], camera: int | None) -> Came
         return _fit(shown.cameras.rows(torch.tensor([camera])), size)
     focal = min(size) / 2 / np.tan(np.radians(FIELD_OF_VIEW) / 2)
     eye = shown.cameras.centers[0].float() if views else _corner(shown)
-    if (eye - shown.middle).norm() < 1e-3 * shown.radius:
+    if shown.is_rig or (eye - shown.middle).norm() < 1e-3 * shown.radius:  # from amidst a scan nothing stands out
         eye = _corner(shown)
     return Cameras(
         world_to_camera=look_at(eye, shown.middle, shown.up)[None],

@@ -44,7 +44,7 @@ def evaluate(
     Args:
         task: segmentation.
         encoder: run folder, random:NAME, or raw.
-        data: rooms, or a folder of labelled clouds.
+        data: rooms, streets, or a folder of labelled clouds or scans.
         probe: what is trained.
         preset: of the task: small, tiny; lidar, lidar-tiny for scans.
         labels: share of the labelled training points (lidar: scans) that is used, the same for every method.

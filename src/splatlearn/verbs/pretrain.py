@@ -44,8 +44,8 @@ def pretrain(
         recipe: how to learn: gs3, scalr, dune.
         run: folder of the run; one that is there is continued.
         preset: paper, small (one consumer GPU, or an hour on a CPU), or tiny (seconds on a CPU).
-        data: rooms, or a folder of recordings; by default what the preset names.
-        encoder: sparse_unet, pointnet2, FAMILY.PRESET, or a run folder to start from its weights.
+        data: rooms, streets, or a folder of recordings, scans or images; by default what the preset names.
+        encoder: sparse_unet, pointnet2, waffleiron, vit, FAMILY.PRESET, or a run folder to start from its weights.
         teacher: image model to learn from, FAMILY.PRESET; several with commas; of recipes that distil.
         steps: optimiser steps; by default the preset's.
         seed: of weights, order, masks and noise; 0 by default.

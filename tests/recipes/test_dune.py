@@ -237,6 +237,10 @@ class TestRotation:
             assert torch.allclose(variances, variances.mean().expand(32), rtol=1e-2)
             assert kind == "cls" or float(variances.mean()) == pytest.approx(1, rel=1e-2)  # there less than the least
 
+    def test_it_needs_batches(self):
+        with pytest.raises(ConfigError, match=r"train\.setup_batches: phi-s is fitted before the first step"):
+            build(standardizer={"mode": "phi-s"}).setup([])
+
     def test_a_teacher_that_is_not_finite_is_named(self, monkeypatch):
         recipe = build(standardizer={"mode": "phi-s"})
         break_teacher(recipe, monkeypatch)

@@ -203,6 +203,7 @@ class Dune(Recipe[Photos]):
 
         Raises:
             BadData: a teacher gives values that are not finite.
+            ConfigError: there are no batches.
         """
         if self.config.standardizer.mode != "phi-s":
             return
@@ -212,6 +213,8 @@ class Dune(Recipe[Photos]):
                 for kind, tokens in branch.tokens(teacher(batch.images, self.grid)).items():
                     found = cast(Standardizer, branch.standardizers[kind]).moments(tokens.flatten(0, -2))
                     sums[name, kind] = sums.get((name, kind), torch.zeros_like(found)) + found
+        if not sums:
+            raise ConfigError("--train.setup_batches: phi-s is fitted before the first step; 1 or more are needed")
         for name, _, branch in self.taught:
             for kind in branch.kinds:
                 if not bool(sums[name, kind].isfinite().all()):

@@ -8,7 +8,7 @@ from splatlearn.encoders.base import FeatureMaps, ImageEncoder
 from splatlearn.errors import UserError
 from splatlearn.registry import encoders
 from splatlearn.structures import Images
-from splatlearn.tasks.base import resolve_encoder
+from splatlearn.tasks.encoders import resolve_encoder
 
 SHIPPED = (*encoders.builtin, *encoders._installed())  # not what other tests register for themselves
 FAMILIES = [name for name in SHIPPED if issubclass(encoders.family(name).cls, ImageEncoder)]

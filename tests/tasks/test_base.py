@@ -4,7 +4,9 @@ import torch
 from splatlearn.encoders.base import PointEncoderConfig, calibrate, stack_inputs
 from splatlearn.errors import UserError
 from splatlearn.structures import Points
-from splatlearn.tasks.base import LinearProbe, RawInputs, check_inputs, dense, resolve_encoder
+from splatlearn.tasks.encoders import RawInputs, resolve_encoder
+from splatlearn.tasks.points import check_inputs, dense
+from splatlearn.tasks.probes import LinearProbe
 from tasks import worlds
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from splatlearn.data.scene import Source
 from splatlearn.engine.checkpoint import describe_encoder
 from splatlearn.errors import UserError
-from splatlearn.tasks.base import resolve_encoder
 from splatlearn.tasks.controls import WANTED, Comparison, Margin, _run, _tuned, compare_with_controls
+from splatlearn.tasks.encoders import resolve_encoder
 from splatlearn.tasks.evaluation import Trial
 from splatlearn.tasks.segmentation import Segmentation
 from tasks import worlds

@@ -12,7 +12,7 @@ from splatlearn.data.sampling import split_scenes
 from splatlearn.data.scene import Scene, Source
 from splatlearn.errors import BadData, UserError
 from splatlearn.structures import Points
-from splatlearn.tasks.base import resolve_encoder
+from splatlearn.tasks.encoders import resolve_encoder
 from splatlearn.tasks.robustness import (
     BASELINES,
     LAYOUTS,

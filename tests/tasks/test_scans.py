@@ -16,8 +16,8 @@ from splatlearn.data.scene import Scene, Source
 from splatlearn.encoders.base import PointEncoderConfig
 from splatlearn.errors import BadData, UserError
 from splatlearn.structures import Points
-from splatlearn.tasks.base import resolve_encoder
 from splatlearn.tasks.clouds import Cloud, CloudData, HeldData, distort_scan, keep_clouds
+from splatlearn.tasks.encoders import resolve_encoder
 from splatlearn.tasks.robustness import BASELINES, LAYOUTS, under_corruptions
 from splatlearn.tasks.segmentation import Segmentation, SegmentationConfig
 

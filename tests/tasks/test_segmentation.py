@@ -9,8 +9,8 @@ from splatlearn.encoders.base import PointEncoderConfig
 from splatlearn.engine.trainable import Progress
 from splatlearn.errors import BadData, ConfigError, UserError
 from splatlearn.structures import Points
-from splatlearn.tasks.base import resolve_encoder
 from splatlearn.tasks.clouds import Cloud, CloudData, keep_for_tuning, keep_labels, thin_rows
+from splatlearn.tasks.encoders import resolve_encoder
 from splatlearn.tasks.segmentation import Scores, Segmentation, SegmentationConfig
 from tasks import worlds
 

@@ -9,7 +9,7 @@ from data.photo_maker import write_transforms
 from splatlearn.data.scene import Rejected
 from splatlearn.encoders.base import PointEncoder
 from splatlearn.errors import BadData, UserError
-from splatlearn.tasks.base import resolve_encoder
+from splatlearn.tasks.encoders import resolve_encoder
 from splatlearn.verbs.encode import LoadedEncoder, encode, load
 from tasks import worlds
 

@@ -10,7 +10,7 @@ from splatlearn.cli import main
 from splatlearn.config import to_options
 from splatlearn.engine.checkpoint import describe_encoder
 from splatlearn.errors import UserError
-from splatlearn.tasks.base import resolve_encoder
+from splatlearn.tasks.encoders import resolve_encoder
 from splatlearn.verbs.evaluate import evaluate, evaluate_table
 from tasks import worlds
 

@@ -2,8 +2,8 @@
 
 A run folder holds `config.yaml`, `log.jsonl`, `summary.json` and `checkpoints/step-N/`; a checkpoint holds
 `model.safetensors`, `optimizer.safetensors`, with averaging `average.safetensors`, for a recipe
-`encoder.safetensors` and `encoder.json`, then `state.json`, and `manifest.json` with the SHA-256 digest of each,
-written last.
+`encoder.safetensors`, `encoder.json` and, where it has any, `projectors.safetensors`, then `state.json`, and
+`manifest.json` with the SHA-256 digest of each, written last.
 """
 
 import hashlib
@@ -31,12 +31,16 @@ from splatlearn.encoders.base import Encoder
 from splatlearn.encoders.weights import load_weights
 from splatlearn.engine.config import RESULT_FREE
 from splatlearn.engine.lock import LOCK, FolderLock
-from splatlearn.errors import BadData, UserError
+from splatlearn.errors import BadData, UserError, nearest
+from splatlearn.heads.projectors import ImageProjector, projector_of
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 LOG = "log.jsonl"
 SUMMARY = "summary.json"
+PROJECTORS = "projectors.safetensors"
+WITHIN = "/"
+"""Stands between a teacher's name and a key of its projector."""
 LIBRARIES = ("torch", "numpy", "numba", "lightning", "safetensors", "timm")
 
 
@@ -50,7 +54,7 @@ class Checkpoint:
 
     Args:
         state: `step` (steps done) and what else is plain data.
-        tensors: file stem (`model`, `optimizer`, `average`, `encoder`) -> name -> tensor.
+        tensors: file stem (`model`, `optimizer`, `average`, `encoder`, `projectors`) -> name -> tensor.
         folder: where it lies.
     """
 
@@ -388,6 +392,37 @@ def load_encoder(run: Path) -> Encoder:
     encoder.name = name
     load_weights(encoder, weights)
     return encoder.eval()
+
+
+def load_projector(run: Path, teacher: str) -> ImageProjector:
+    """The projector that a run learnt for a teacher, beside the encoder that `load_encoder` gives.
+
+    Args:
+        run: as for `load_encoder`.
+        teacher: its name in the run.
+
+    Returns:
+        The projector on the host, in eval mode.
+
+    Raises:
+        UserError: there is no encoder here, or no projector for this teacher, or what is here does not fit together.
+    """
+    description, weights = _encoder_files(run)
+    facts = json.loads(description.read_text()).get("projectors", {})
+    file = weights.with_name(PROJECTORS)
+    if teacher not in facts or not file.is_file():
+        known = f"it has {', '.join(facts)}" if facts else "it has none"
+        raise UserError(f"--encoder.projector {teacher}: no such projector in {run}{nearest(teacher, facts)} ({known})")
+    projector = projector_of(facts[teacher])
+    start = f"{teacher}{WITHIN}"
+    state = {key.removeprefix(start): value for key, value in load_file(file).items() if key.startswith(start)}
+    load_weights(projector, state)
+    return projector.eval()
+
+
+def joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Weights of several projectors under one roof, as `load_projector` takes them apart."""
+    return {f"{name}{WITHIN}{key}": value for name, state in parts.items() for key, value in state.items()}
 
 
 def encoder_digest(run: Path) -> str:

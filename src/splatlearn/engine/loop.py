@@ -22,6 +22,7 @@ from splatlearn.engine.checkpoint import (
     RunFolder,
     describe_encoder,
     environment,
+    joined,
     load_checkpoint,
     newest_checkpoint,
     prefixed,
@@ -170,7 +171,11 @@ class _Run(Generic[B]):
             trainable.double()
         fabric.strategy.module_to_device(trainable)
         self.optimizer = build_optimizer(trainable, config)
-        self.encoder = describe_encoder(trainable.student) if isinstance(trainable, Recipe) else None
+        self.encoder, self.projectors = None, {}
+        if isinstance(trainable, Recipe):
+            self.projectors = trainable.projectors()
+            facts = {name: facts for name, (_, facts) in self.projectors.items()}
+            self.encoder = describe_encoder(trainable.student) | ({"projectors": facts} if facts else {})
         self.log = JsonLines(folder.path / LOG)
         self.watch = Stopwatch(self.device)
 
@@ -403,7 +408,11 @@ class _Run(Generic[B]):
             if self.average:
                 tensors["average"] = self.average.state
             if self.encoder:
-                tensors["encoder"] = single(prefixed(tensors.get("average", model), "student"))
+                weights = tensors.get("average", model)
+                tensors["encoder"] = single(prefixed(weights, "student"))
+                if self.projectors:
+                    parts = {name: prefixed(weights, place) for name, (place, _) in self.projectors.items()}
+                    tensors["projectors"] = single(joined(parts))
             state = {
                 "step": self.step,
                 "steps": self.steps,

@@ -1,7 +1,7 @@
 """All that the engine knows of a recipe or a task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -87,3 +87,8 @@ class Recipe(Trainable[B]):
     """A way to pre-train: a `Trainable` whose `student` is what is kept and exported."""
 
     student: Encoder
+
+    def projectors(self) -> Mapping[str, tuple[str, Mapping[str, Any]]]:
+        """Projectors that are kept beside the student: teacher's name -> where the module lies, and its
+        `describe_projector`. By default none."""
+        return {}

@@ -5,15 +5,15 @@ class token to class token, patches to patches. Legend: N rows, V views, D stude
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from splatlearn.config import require
+from splatlearn.config import configure, require, to_options
 from splatlearn.encoders.base import FeatureMaps
 from splatlearn.encoders.layouts import Layout
 from splatlearn.encoders.vit import initialize, transformer_block
@@ -217,6 +217,27 @@ def create_projector(
     """The projector that a config is of; arguments as of `ImageProjector`."""
     make: type = PROJECTORS[type(config)]
     return make(config, channels, out_channels, summary)
+
+
+KINDS: Mapping[str, type] = {
+    "transformer": TransformerProjectorConfig,
+    "simple": SimpleProjectorConfig,
+    "ladder": LadderProjectorConfig,
+}
+"""The config of each kind, as it is chosen by name."""
+
+
+def describe_projector(config: AnyProjectorConfig, projector: ImageProjector) -> dict[str, Any]:
+    """What `projector_of` needs beside the weights, as plain data."""
+    (kind,) = (name for name, cls in KINDS.items() if isinstance(config, cls))
+    own = {"channels": list(projector.channels), "out_channels": projector.out_channels, "summary": projector.summary}
+    return {"kind": kind, "options": to_options(config), **own}
+
+
+def projector_of(facts: Mapping[str, Any]) -> ImageProjector:
+    """A projector with new weights, of what `describe_projector` gave."""
+    config = configure(KINDS[facts["kind"]], facts["options"], "projector")
+    return create_projector(config, facts["channels"], facts["out_channels"], facts["summary"])
 
 
 def projector_layout(teacher: str) -> Layout:

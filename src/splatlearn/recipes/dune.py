@@ -24,11 +24,11 @@ from splatlearn.engine import plots
 from splatlearn.engine.trainable import Progress, Recipe, Step
 from splatlearn.errors import BadData, ConfigError, nearest
 from splatlearn.heads.projectors import (
+    KINDS,
     AnyProjectorConfig,
-    LadderProjectorConfig,
-    SimpleProjectorConfig,
-    TransformerProjectorConfig,
+    ImageProjector,
     create_projector,
+    describe_projector,
 )
 from splatlearn.losses.distillation import image_losses
 from splatlearn.losses.dropping import DroppingConfig, coefficients, gradient_norms, kept_mean, shares
@@ -40,11 +40,6 @@ from splatlearn.teachers.standardize import Standardizer, StandardizerConfig, mo
 
 GENERIC = "generic"
 """The group of images that are of no teacher's domain."""
-PROJECTORS: Mapping[str, type] = {
-    "transformer": TransformerProjectorConfig,
-    "simple": SimpleProjectorConfig,
-    "ladder": LadderProjectorConfig,
-}
 Tokens = dict[str, Tensor]
 """By kind: `cls` (B C) where the teacher has a class token, and `patch` (B P C)."""
 
@@ -107,7 +102,7 @@ class DuneConfig:
 
     def projector_config(self) -> AnyProjectorConfig:
         """That of every teacher's projector."""
-        return configure(PROJECTORS[self.projector], self.projector_options, "projector_options")
+        return configure(KINDS[self.projector], self.projector_options, "projector_options")
 
     def sources(self, first: Source) -> dict[str, tuple[Source, ...]]:
         """Group -> where its images are, the first being those of `--data`."""
@@ -282,6 +277,13 @@ class Dune(Recipe[Photos]):
                 picture = functional.interpolate(maps_of[row][None], size, mode="nearest")[0]
                 pictures[f"{row + 1}: {name.replace('/', ' ')}/{title}"] = picture
         return pictures
+
+    def projectors(self) -> Mapping[str, tuple[str, Mapping[str, Any]]]:
+        """That of every teacher."""
+        config = self.config.projector_config()
+        modules = (cast(ImageProjector, branch.projector) for _, _, branch in self.taught)
+        facts = [describe_projector(config, module) for module in modules]
+        return {name: (f"branches.{i}.projector", of) for i, (name, of) in enumerate(zip(self.config.teachers, facts))}
 
     def describe(self) -> dict[str, Any]:
         """Who teaches, and with whose weights."""

@@ -22,7 +22,7 @@ from splatlearn.engine.checkpoint import replace_file
 from splatlearn.engine.jobs import Job, require_done, run_jobs
 from splatlearn.engine.jobs_local import Processes
 from splatlearn.errors import ConfigError
-from splatlearn.tasks.base import resolve_encoder
+from splatlearn.tasks.encoders import resolve_encoder
 from splatlearn.tasks.evaluation import Evaluation, Trial, draw, find_encoder, run_probe
 
 Part = Callable[[], list[Evaluation]]

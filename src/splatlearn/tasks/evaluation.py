@@ -14,14 +14,8 @@ from splatlearn.encoders.base import calibrate
 from splatlearn.engine.checkpoint import encoder_digest, replace_file, versions
 from splatlearn.engine.config import TrainConfig
 from splatlearn.engine.loop import Terminated, train
-from splatlearn.tasks.base import (
-    ProbeName,
-    Resolved,
-    device_of,
-    pick_device,
-    resolve_encoder,
-    seeded,
-)
+from splatlearn.tasks.base import ProbeName
+from splatlearn.tasks.encoders import Resolved, device_of, pick_device, resolve_encoder, seeded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +28,7 @@ class Evaluation:
         metrics: `miou`, `macc`, `accuracy`... in percent.
         per_class: IoU of each class that occurs, in percent.
         encoder: as it was named.
-        origin: `run` (pre-trained), `random` or `raw`.
+        origin: `run` (pre-trained), `random`, `raw` or `teacher`.
         data: name or path of the data.
         labels: share of the training labels.
         steps: optimiser steps.
@@ -116,10 +110,10 @@ class Trial:
 def find_encoder(trial: Trial, name: str, options: Mapping[str, Any] | None = None) -> Resolved:
     """The encoder of that name on the training device, with batch-norm statistics set where the task says so."""
     family = registry.tasks.family(trial.task)
-    resolved = resolve_encoder(name, options, available=family.cls.available(trial.source), seed=trial.seed)
+    available, kind = family.cls.available(trial.source), family.cls.encodes
+    resolved = resolve_encoder(name, options, available=available, seed=trial.seed, kind=kind)
     encoder = resolved.encoder.to(pick_device(trial.training().device))
-    wanted = {"random"} if trial.config.calibrate == "random" else {"random", "run"}
-    if resolved.origin in wanted and trial.probe != "finetune":
+    if resolved.origin in family.cls.calibrated(trial.config) and trial.probe != "finetune":
         batches = family.cls.unlabelled(trial.config, encoder, trial.source, trial.seed)
         calibrate(encoder, (points.to(device_of(encoder)) for points in batches))
     return resolved

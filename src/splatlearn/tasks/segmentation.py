@@ -22,8 +22,10 @@ from splatlearn.errors import BadData
 from splatlearn.losses.segmentation import cross_entropy, lovasz_softmax
 from splatlearn.registry import tasks
 from splatlearn.structures import Points
-from splatlearn.tasks.base import Levels, LinearProbe, ProbeName, Task, check_inputs, chosen_levels, dense
+from splatlearn.tasks.base import Levels, ProbeName, chosen_levels
 from splatlearn.tasks.clouds import IGNORE, Cloud, CloudData, Held, HeldData, LabelUnit
+from splatlearn.tasks.points import PointTask, check_inputs, dense
+from splatlearn.tasks.probes import LinearProbe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,7 @@ LIDAR: dict[str, Any] = {
         "lidar-tiny": {**LIDAR, "crop": 6000, "steps": 200, "finetune_steps": 130, "finetune_batch": 2},
     },
 )
-class Segmentation(Task[Cloud]):
+class Segmentation(PointTask[Cloud]):
     """Semantic classes of points.
 
     Frozen features do not change, so they are computed once for every cloud and the probe trains on random points
@@ -203,6 +205,11 @@ class Segmentation(Task[Cloud]):
         """What the first training cloud carries."""
         scenes = CloudData(source=source).scenes("train")["all"]
         return tuple(scenes[0].points().attributes) if scenes else ()
+
+    @classmethod
+    def calibrated(cls, config: SegmentationConfig) -> frozenset[str]:
+        """As `config.calibrate` says."""
+        return frozenset({"random"} if config.calibrate == "random" else {"random", "run"})
 
     @classmethod
     def unlabelled(

@@ -85,6 +85,7 @@ class ConvolutionalTeacher(Teacher):
             load_weights(network, file.path, self.layout)
             origin = {"licence": file.licence, "source": file.source, "digest": file.digest}
         origin.setdefault("digest", tensors_digest(network))
+        network.to(memory_format=torch.channels_last)  # MobileNetV2 takes two thirds of the time on a CPU
         self._layers = _numbers(config.layers, len(network.strides))
         info = TeacherInfo(
             channels=tuple(network.widths[layer] for layer in self._layers),

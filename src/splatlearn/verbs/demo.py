@@ -92,7 +92,7 @@ def _compile() -> None:
     """Renders, forward and backward: every run would compile the same at its first step."""
     from splatlearn.splatting.render import render
     from splatlearn.splatting.trial import one_gaussian
-    from splatlearn.tasks.base import pick_device
+    from splatlearn.tasks.encoders import pick_device
 
     gaussians, cameras = one_gaussian(pick_device("auto"))
     gaussians.means.requires_grad_()
@@ -135,7 +135,7 @@ def _train(runs: "Mapping[Path, Job]", record: Path, tell: Callable[[str], None]
 def _slots() -> int:
     """Runs or probes at the same time: on a CPU as many as there are runs, where there are cores for them."""
     from splatlearn.engine.jobs_local import cores
-    from splatlearn.tasks.base import pick_device
+    from splatlearn.tasks.encoders import pick_device
 
     return min(cores(), SEEDS + 1) if pick_device("auto") == "cpu" else 1
 

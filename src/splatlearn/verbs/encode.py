@@ -93,7 +93,8 @@ def encode(
     from splatlearn.data.scene import Source
     from splatlearn.engine.checkpoint import replace_file
     from splatlearn.errors import BadData, Problems
-    from splatlearn.tasks.base import check_inputs, pick_device, resolve_encoder
+    from splatlearn.tasks.encoders import pick_device, resolve_encoder
+    from splatlearn.tasks.points import check_inputs
 
     source, out, problems = Source(name=data, options=dict(data_options or {})), Path(out).expanduser(), Problems()
     problems.require(every >= 1, f"--every: 1 or more is needed, got {every}")
@@ -158,7 +159,7 @@ class LoadedEncoder:
     """
 
     def __init__(self, encoder: "PointEncoder", device: str = "auto") -> None:
-        from splatlearn.tasks.base import pick_device
+        from splatlearn.tasks.encoders import pick_device
 
         self.module = encoder.eval().requires_grad_(False).to(pick_device(device))
         self.inputs, self.channels = encoder.config.inputs, encoder.channels
@@ -179,7 +180,7 @@ class LoadedEncoder:
             UserError: a channel is missing or unknown, lengths differ, or values are not finite or out of range.
         """
         from splatlearn.structures import Points
-        from splatlearn.tasks.base import check_inputs
+        from splatlearn.tasks.points import check_inputs
 
         arrays = {name: value for name, value in attributes.items() if value is not None}
         values = {name: _tensor(value, name, len(xyz)) for name, value in {"xyz": xyz, **arrays}.items()}
@@ -190,14 +191,16 @@ class LoadedEncoder:
 
 def load(run: str | Path, *, device: str = "auto", seed: int = 0) -> LoadedEncoder:
     """The encoder of a run (or `random:NAME`), ready for arrays: `load("run").encode(xyz, color=...)`."""
-    from splatlearn.tasks.base import resolve_encoder
+    from splatlearn.tasks.encoders import resolve_encoder
 
     return LoadedEncoder(resolve_encoder(str(run), seed=seed).encoder, device)
 
 
 def encode_points(encoder: "PointEncoder", points: "Points", levels: Levels = "finest") -> "Tensor":
     """(N C) float32 features on the host, one row per input point in input order; no points give no rows."""
-    from splatlearn.tasks.base import chosen_levels, dense, device_of
+    from splatlearn.tasks.base import chosen_levels
+    from splatlearn.tasks.encoders import device_of
+    from splatlearn.tasks.points import dense
 
     chosen = chosen_levels(encoder, levels)
     if not len(points):

@@ -66,7 +66,7 @@ def evaluate(
     """
     from splatlearn.engine.runtime import is_main
     from splatlearn.errors import Problems
-    from splatlearn.tasks.base import resolve_encoder
+    from splatlearn.tasks.encoders import resolve_encoder
     from splatlearn.tasks.evaluation import find_encoder, run_probe
 
     problems = Problems()

@@ -76,7 +76,7 @@ def prepare(
     """
     from splatlearn.data.scene import Source
     from splatlearn.errors import Problems
-    from splatlearn.tasks.base import pick_device
+    from splatlearn.tasks.encoders import pick_device
     from splatlearn.teachers.base import create_teacher
     from splatlearn.teachers.prepared import PreparedMaps
 

@@ -274,7 +274,14 @@ tasks: Registry[Any] = Registry(
     {
         "segmentation": BuiltIn(
             "splatlearn.tasks.segmentation", ("small", "tiny", "lidar", "lidar-tiny"), "Semantic classes of points."
-        )
+        ),
+        "image_segmentation": BuiltIn(
+            "splatlearn.tasks.image_segmentation", ("small", "tiny"), "Semantic classes of pixels."
+        ),
+        "image_depth": BuiltIn("splatlearn.tasks.image_depth", ("small", "tiny"), "Depth of pixels."),
+        "image_classification": BuiltIn(
+            "splatlearn.tasks.image_classification", ("small", "tiny"), "Classes of images, linear and by neighbours."
+        ),
     },
 )
 readers: Registry[Any] = Registry(
@@ -289,6 +296,11 @@ readers: Registry[Any] = Registry(
             "splatlearn.data.photos", ("default", "tiny"), "Posed photographs (transforms.json, COLMAP models)."
         ),
         "images": BuiltIn("splatlearn.data.image_folders", ("default", "tiny"), "Folders of images, without cameras."),
+        "labelled_images": BuiltIn(
+            "splatlearn.data.labelled_images",
+            ("default", "tiny"),
+            "Images with classes of pixels (CamVid, ADE20K, Cityscapes).",
+        ),
         "pointcept": BuiltIn("splatlearn.data.pointcept", ("default", "tiny"), "Labelled clouds of npy files."),
         "nuscenes": BuiltIn("splatlearn.data.nuscenes", ("default", "tiny"), "nuScenes: lidar with six cameras."),
         "kitti": BuiltIn("splatlearn.data.kitti", ("default", "tiny"), "KITTI object folders: lidar with a camera."),

@@ -11,7 +11,8 @@ from splatlearn.errors import BadData, ConfigError, UserError
 from splatlearn.structures import Points
 from splatlearn.tasks.clouds import Cloud, CloudData, keep_for_tuning, keep_labels, thin_rows
 from splatlearn.tasks.encoders import resolve_encoder
-from splatlearn.tasks.segmentation import Scores, Segmentation, SegmentationConfig
+from splatlearn.tasks.scores import Scores
+from splatlearn.tasks.segmentation import Segmentation, SegmentationConfig
 from tasks import worlds
 
 CONFIG = SegmentationConfig(voxel=0.05, rows=64, crop=100)
@@ -166,7 +167,7 @@ class TestScores:
     def test_against_hand_count(self):
         truth = torch.tensor([0, 0, 0, 1, 1, -1, 3])
         guess = torch.tensor([0, 0, 1, 1, 2, 2, 3])
-        scores = Scores(5)
+        scores = Scores(5, "point")
         scores.update(guess[:3], truth[:3])
         scores.update(guess[3:], truth[3:])
         numbers = scores.compute(["a", "b", "c", "d", "e"])
@@ -178,16 +179,16 @@ class TestScores:
         assert numbers["accuracy"] == pytest.approx(100 * 4 / 6)
 
     def test_nothing_labelled(self):
-        scores = Scores(2)
+        scores = Scores(2, "point")
         scores.update(torch.tensor([0, 1]), torch.tensor([-1, -1]))
-        with pytest.raises(BadData, match="no point of the validation clouds is labelled"):
+        with pytest.raises(BadData, match="no point is labelled"):
             scores.compute(["a", "b"])
 
     @pytest.mark.parametrize(("strict", "warn_only"), [(False, False), (True, False), (True, True)])
     def test_the_settings_of_determinism_come_back(self, strict, warn_only):
         try:
             torch.use_deterministic_algorithms(strict, warn_only=warn_only)
-            Scores(2).update(torch.tensor([0, 1]), torch.tensor([0, 1]))
+            Scores(2, "point").update(torch.tensor([0, 1]), torch.tensor([0, 1]))
             assert torch.are_deterministic_algorithms_enabled() == strict
             assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
         finally:

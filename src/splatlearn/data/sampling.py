@@ -98,6 +98,10 @@ class ScenePart(Scene):
         """As the scene's, counted within this part."""
         return self.scene.images([self.views[view] for view in views])
 
+    def pixel_labels(self, views: Sequence[int]) -> list[Tensor]:
+        """As the scene's, counted within this part."""
+        return self.scene.pixel_labels([self.views[view] for view in views])
+
     def points(self) -> Points:
         """The points on this part's side of the plane."""
         points = self.scene.points()

@@ -124,6 +124,10 @@ class Scene(ABC):
         """Photographs (3 H W) in [0, 1] at their native sizes; no camera needed."""
         raise MissingData(f"{self.name} has no images")
 
+    def pixel_labels(self, views: Sequence[int]) -> list[Tensor]:
+        """(H W) int64 class of every pixel of `images`, -1 = ignored."""
+        raise MissingData(f"{self.name} has no labels of pixels")
+
     def boxes(self) -> Boxes:
         """Oriented boxes with `label` and, where known, `instance`."""
         raise MissingData(f"{self.name} has no boxes")

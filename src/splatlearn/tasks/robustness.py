@@ -19,7 +19,8 @@ from splatlearn.data.scans import LidarReader, LidarScene
 from splatlearn.data.scene import Scene, Source
 from splatlearn.errors import BadData, UserError, nearest
 from splatlearn.tasks.evaluation import draw
-from splatlearn.tasks.segmentation import Scores, Segmentation, cloud_data
+from splatlearn.tasks.scores import Scores
+from splatlearn.tasks.segmentation import Segmentation, cloud_data
 
 CLEAN = "clean"
 _ROWS = {
@@ -305,7 +306,7 @@ def segmentation_score(task: Segmentation, source: Source) -> Callable[[Sequence
     task.eval()
 
     def score(scenes: Sequence[Scene]) -> float:
-        scores = Scores(len(task.classes))
+        scores = Scores(len(task.classes), "point of the scans")
         forgetful = replace(data, source=replace(source))
         for scene in scenes:
             cloud = forgetful.ready(forgetful.thin(scene)).to(device)

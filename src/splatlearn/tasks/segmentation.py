@@ -10,8 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex, MulticlassStatScores
 
 from splatlearn.config import require
 from splatlearn.data.sampling import crop_nearest
@@ -23,9 +21,10 @@ from splatlearn.losses.segmentation import cross_entropy, lovasz_softmax
 from splatlearn.registry import tasks
 from splatlearn.structures import Points
 from splatlearn.tasks.base import Levels, ProbeName, chosen_levels
-from splatlearn.tasks.clouds import IGNORE, Cloud, CloudData, Held, HeldData, LabelUnit
+from splatlearn.tasks.clouds import Cloud, CloudData, Held, HeldData, LabelUnit
 from splatlearn.tasks.points import PointTask, check_inputs, dense
 from splatlearn.tasks.probes import LinearProbe
+from splatlearn.tasks.scores import Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +253,7 @@ class Segmentation(PointTask[Cloud]):
         `iou/CLASS`. The means are over the classes that occur in the labels."""
         if isinstance(self.probe, LinearProbe) and len(self.probe.heads) > 1:
             self.probe.best.fill_(self._best_layer(self.probe))
-        scores = Scores(len(self.classes))
+        scores = Scores(len(self.classes), "point of the validation clouds")
         for batch in batches:
             scores.update(self.predict(batch), batch.full["label"])
         return scores.compute(self.classes)
@@ -275,56 +274,6 @@ class Segmentation(PointTask[Cloud]):
         prediction = self.probe(self.features(batch.points)).argmax(1)
         starts = torch.tensor(batch.points.offsets[:-1], device=prediction.device)
         return prediction[batch.full["kept"] + starts[batch.full.item]]
-
-
-class Scores:
-    """Sums over clouds, and the numbers of a table from them.
-
-    Args:
-        classes: K.
-    """
-
-    def __init__(self, classes: int) -> None:
-        each_class = {"num_classes": classes, "average": None, "ignore_index": IGNORE}
-        self.metrics = MetricCollection(
-            {
-                "iou": MulticlassJaccardIndex(**each_class),
-                "recall": MulticlassAccuracy(**each_class),
-                "accuracy": MulticlassAccuracy(classes, average="micro", ignore_index=IGNORE),
-                "counts": MulticlassStatScores(**each_class),
-            }
-        )
-
-    def update(self, prediction: Tensor, label: Tensor) -> None:
-        """Adds points: (N) predicted classes and (N) labels."""
-        strict, warn_only = (
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-        )
-        # Counts are whole numbers, exact in any order; torchmetrics' deterministic way is a hundred times slower.
-        torch.use_deterministic_algorithms(False)
-        try:
-            self.metrics.to(prediction.device).update(prediction, label)
-        finally:
-            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
-
-    def compute(self, names: Sequence[str]) -> dict[str, float]:
-        """The numbers of `Segmentation.evaluate`.
-
-        Raises:
-            BadData: no point was labelled.
-        """
-        values = self.metrics.compute()
-        occurs = values["counts"][:, 4] > 0
-        if not bool(occurs.any()):
-            raise BadData("segmentation: no point of the validation clouds is labelled")
-        numbers = {
-            "miou": values["iou"][occurs].mean(),
-            "macc": values["recall"][occurs].mean(),
-            "accuracy": values["accuracy"],
-        }
-        numbers |= {f"iou/{name}": iou for name, iou, there in zip(names, values["iou"], occurs) if there}
-        return {name: 100 * float(value) for name, value in numbers.items()}
 
 
 def cloud_data(

@@ -155,6 +155,11 @@ class RoomsScene(Scene):
         size = (self.cameras.width, self.cameras.height)
         return list(self.frames(views, size).images)
 
+    def pixel_labels(self, views: Sequence[int]) -> list[Tensor]:
+        """(H W) int64 class of what is under each pixel centre, at the stored size."""
+        size = (self.cameras.width, self.cameras.height)
+        return list(self.instance_labels[self.instance_maps(views, size)])
+
     def mesh(self) -> RoomMesh:
         """The surface that everything else was sampled from."""
         data = read_cached(self.folder, "mesh.npz", arrays, PART)

@@ -4,6 +4,7 @@ but for rounding, the same numbers, without kernels and autograd functions of ou
 Legend: V views, H W pixels, h w tokens of a map, N points, k neighbours, I input channels, C channels.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isqrt
@@ -43,7 +44,7 @@ class Port:
         return f"{self.name} ({', '.join(map(str, self.shape))}) {self.dtype}"
 
 
-class Graph(nn.Module):
+class Graph(nn.Module, ABC):
     """An encoder made of plain operations: tensors in, a tuple of tensors out, in the order of its ports.
 
     Attributes:
@@ -55,17 +56,17 @@ class Graph(nn.Module):
     gives: tuple[Port, ...]
     recipe: str
 
+    @abstractmethod
     def sides(self) -> tuple[Mapping[int, Any], ...]:
         """For every input, the sides that change: number of the axis -> dimension of `torch.export`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def made_up(self, number: int) -> Any:
         """What the encoder is called with, made up; numbers 0, 1... give different sizes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def inputs(self, called: Any) -> dict[str, Tensor]:
         """The graph's inputs for what the encoder is called with."""
-        raise NotImplementedError
 
 
 def graph_of(encoder: Encoder) -> Graph:
@@ -131,7 +132,7 @@ class ViTGraph(Graph):
         """(h w C) what `resize_positions` gives, without the class token's; two products in place of its kernel."""
         stored = self.encoder.positions[0, 1:]
         edge = isqrt(stored.shape[0])
-        rows, columns = (torch.full((), float(side) if isinstance(side, int) else side) for side in (high, wide))
+        rows, columns = (torch.full((), side) for side in (high, wide))
         offset = torch.where((rows == edge) & (columns == edge), 0.0, OFFSET)
         down = _cubic(torch.arange(high), (rows + offset) / edge, edge)
         across = _cubic(torch.arange(wide), (columns + offset) / edge, edge)

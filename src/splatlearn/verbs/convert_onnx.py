@@ -163,6 +163,8 @@ def _export(graph: "Graph") -> Any:
 
     import torch
 
+    from splatlearn.errors import UserError
+
     inputs, names = graph.inputs(graph.made_up(0)), [port.name for port in graph.gives]
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
@@ -180,6 +182,9 @@ def _export(graph: "Graph") -> Any:
                 verbose=False,
                 external_data=False,
             )
+    except torch.onnx.OnnxExporterError as error:
+        told = " ".join(str(error).split())[:300]
+        raise UserError(f"torch {torch.__version__} cannot export this encoder; a newer one may: {told}") from error
     finally:
         exporter.setLevel(level)
     assert program is not None

@@ -188,6 +188,14 @@ class TestRefusals:
         with pytest.raises(UserError, match="an ONNX file holds 2 GB"):
             splatlearn.convert(stored(tmp_path / "a", *MODELS["vit"]), tmp_path / "a.onnx")
 
+    def test_an_exporter_that_fails(self, tmp_path, libraries, monkeypatch):
+        def fail(*given, **settings):
+            raise torch.onnx.OnnxExporterError("no such operator")
+
+        monkeypatch.setattr(torch.onnx, "export", fail)
+        with pytest.raises(UserError, match=r"torch .* cannot export this encoder.*no such operator"):
+            splatlearn.convert(stored(tmp_path / "a", *MODELS["vit"]), tmp_path / "a.onnx")
+
     def test_libraries_that_are_missing(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
         with pytest.raises(UserError, match=r'onnxruntime cannot be imported: pip install "splatlearn\[export\]"'):

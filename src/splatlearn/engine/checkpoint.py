@@ -430,6 +430,14 @@ def encoder_digest(run: Path) -> str:
     return digest(_encoder_files(run)[1])
 
 
+def encoder_origin(run: Path) -> dict[str, Any]:
+    """What `encoder.json` says of where converted weights came from (origin, licence...); empty of a run's own."""
+    try:
+        return dict(json.loads(_encoder_files(run)[0].read_text()).get("source") or {})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BadData(f"{run}: encoder.json is not the description of an encoder ({error!r})") from error
+
+
 def _encoder_files(run: Path) -> tuple[Path, Path]:
     """Description and weights of the encoder in a folder."""
     run = Path(run).expanduser()

@@ -1,4 +1,5 @@
-"""`convert`: Gaussian scenes between file formats, published weights into encoders, PandaSet into folders."""
+"""`convert`: Gaussian scenes between file formats, published weights into encoders, encoders into
+ONNX, PandaSet into folders."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from splatlearn.data.pandaset import ConvertedScans
     from splatlearn.verbs.convert_encoder import ConvertedEncoder
+    from splatlearn.verbs.convert_onnx import ExportedEncoder
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def convert(
     overwrite: bool = False,
     dry_run: bool = False,
     encoder_options: Mapping[str, Any] | None = None,
-) -> Converted | ConvertedEncoder | ConvertedScans:
-    """Convert a Gaussian scene from one file format to another, published weights into an encoder, or PandaSet.
+) -> Converted | ConvertedEncoder | ExportedEncoder | ConvertedScans:
+    """Convert a Gaussian scene from one file format to another, weights into an encoder, one to ONNX, or PandaSet.
 
     In: .ply (usual and compressed), .splat, .spz, SceneSplat folders. Out: .ply, .splat, .spz, SceneSplat folders.
     Axes, unit and order of the Gaussians stay as they are. What the target cannot hold is printed.
@@ -54,19 +56,25 @@ def convert(
     network does not tell its activation: --encoder.act gelu (ScaLR+) or relu. Nothing of the file is run. DUNE's and
     UNIC's licences allow no commercial use.
 
+    A run, or a folder of such an encoder, becomes a graph of ONNX where TARGET ends in .onnx: `vit` for any number of
+    images and any multiples of the patch, `waffleiron` for one scan of any number of points. onnxruntime must give
+    torch's numbers, or nothing is written. TARGET's .json says how the inputs are made. It needs the extra `[export]`.
+
     PandaSet's folder becomes two, TARGET/pandar64 and TARGET/pandargt, which `--data` then takes; its tables need
     pandas to be installed.
 
     Args:
         source: a .ply, .splat or .spz file, or a folder with coord.npy, color.npy, opacity.npy, quat.npy, scale.npy;
-            or weights: .pth, .pt, .ckpt, .tar, .tar.gz, .safetensors; or PandaSet.
-        target: a .ply, .splat or .spz file, or, without a suffix, a folder of such arrays; a folder for weights.
+            or weights: .pth, .pt, .ckpt, .tar, .tar.gz, .safetensors; or a run or an encoder's folder; or PandaSet.
+        target: a .ply, .splat or .spz file, or, without a suffix, a folder of such arrays; a folder for weights; a
+            .onnx file for an encoder.
         overwrite: replace the target if it is there.
-        dry_run: read and check weights, and write nothing.
+        dry_run: read and check weights, or export and check an encoder, and write nothing.
         encoder_options: options of the encoder that the file of weights does not hold (act, grids, fov_min...).
 
     Raises:
-        UserError: the target is there or its format is not written; weights do not fit.
+        UserError: the target is there or its format is not written; weights do not fit; an encoder
+            cannot be exported.
         BadData: the source is no such file, or a damaged one.
     """
     from splatlearn.data.pandaset import convert_pandaset, is_pandaset
@@ -75,6 +83,8 @@ def convert(
     from splatlearn.verbs.convert_encoder import convert_encoder, is_weights
 
     source, target, options = Path(source).expanduser(), Path(target).expanduser(), dict(encoder_options or {})
+    if target.suffix.lower() == ".onnx":
+        return _to_onnx(source, target, overwrite, dry_run, options)
     if is_weights(source):
         return convert_encoder(source, target, overwrite=overwrite, dry_run=dry_run, options=options)
     if dry_run or options:
@@ -85,3 +95,17 @@ def convert(
     raw = read_raw(source)
     lost = write_raw(raw, target, overwrite=overwrite)
     return Converted(source, target, len(raw), raw.degree, lost)
+
+
+def _to_onnx(source: Path, target: Path, overwrite: bool, dry_run: bool, options: Mapping[str, Any]) -> ExportedEncoder:
+    from splatlearn.errors import ConfigError
+    from splatlearn.verbs.convert_encoder import is_weights
+    from splatlearn.verbs.convert_onnx import convert_onnx
+
+    if is_weights(source) and not source.is_dir():
+        raise ConfigError(
+            f"{source}: weights become a folder first (`splatlearn convert {source.name} FOLDER`), then .onnx"
+        )
+    if options:
+        raise ConfigError(f"{source}: --encoder.OPTION goes with weights; an encoder's options lie beside its own")
+    return convert_onnx(source, target, overwrite=overwrite, dry_run=dry_run)

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(images: Path, run: Path, *further: str, workers: int = 0) -> list[str]:
     groups = ", ".join(f"{name}: {{{images / name}: {{reader: images}}}}" for name in TEACHERS)
     command = ["pretrain", "dune", "--preset", "tiny", "--data", str(images / "generic"), "--run", str(run)]
-    options = {"recipe.groups": f"{{{groups}}}", "data.reader": "images", "recipe.gradients_every": 2, "steps": STEPS, "seed": 3}
+    options = {"data.reader": "images", "recipe.groups": f"{{{groups}}}", "recipe.gradients_every": 2}
+    options |= {"steps": STEPS, "seed": 3}
     train = {"batch": 6, "checkpoint_every": 4, "evaluate_every": 5, "device": "cpu", "workers": workers}
     options |= {f"train.{name}": value for name, value in train.items()}
     return [*command, *(str(word) for name, value in options.items() for word in (f"--{name}", value)), *further]
@@ -152,7 +152,7 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, context, images) -> Iterator[Finished]:
+def finished(tmp_path_factory, context, images) -> Finished:
     return Finished(context, images, tmp_path_factory.mktemp("finished"))
 
 
@@ -171,7 +171,7 @@ SLOW = pytest.mark.slow
         pytest.param("batch", 2, 2, 3, marks=SLOW),
     ],
 )
-def test_killed_at_random_moments_it_has_the_same_bits(tmp_path, context, images, finished, mode, ranks, workers, kills):
+def test_killed_and_continued(tmp_path, context, images, finished, mode, ranks, workers, kills):
     rng, run, killed = random.Random(kills), tmp_path / "run", 0
     words = arguments(images, run, *standardized(mode), workers=workers)
     while killed < kills:
@@ -222,7 +222,6 @@ def test_a_rank_without_images_for_a_teacher_does_not_hang(tmp_path, context, im
     words += ["--recipe.groups", f"{{{TEACHERS[1]}: {{{images / TEACHERS[1]}: {{}}}}}}", "--train.device", "cpu"]
     for ranks in (1, 2):
         finish(start(context, [*words, "--run", str(tmp_path / str(ranks))], ranks))
-    assert_found = [lines(tmp_path / str(ranks)) for ranks in (1, 2)]
-    for one, two in zip(*assert_found, strict=True):
+    for one, two in zip(*(lines(tmp_path / str(ranks)) for ranks in (1, 2)), strict=True):
         assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
         assert [two["metrics"][f"share/{name}"] for name in TEACHERS] == [0.5, 0.5]

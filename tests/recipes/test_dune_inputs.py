@@ -134,8 +134,8 @@ class TestGroups:
         sets = groups({"mast3r.tiny": [folders["few"]], "timm.tiny": [folders["empty"]]})
         assert pretrain(tmp_path / "run", "--recipe.groups", sets, data=folders["generic"]) == 2
         told = capsys.readouterr().err
-        assert f"group mast3r.tiny: {folders['few']}: 3 images cannot be split for validation; 5 are needed" in told
-        assert f"group timm.tiny: {folders['empty']}: no image found" in told
+        assert f"group 'mast3r.tiny': {folders['few']}: 3 images cannot be split for validation; 5 are needed" in told
+        assert f"group 'timm.tiny': {folders['empty']}: no image found" in told
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize("option", ["groups", "teachers"])

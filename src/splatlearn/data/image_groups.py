@@ -69,7 +69,7 @@ class ImageGroups:
             try:
                 parts = [part for source in sources for part in _split(source, split)]
             except UserError as error:
-                wrong.append(f"group {name}: {error}")
+                wrong.append(f"group {name!r}: {error}")
             else:
                 groups[name] = [_in_group(part, name) for part in parts]
         if wrong:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from splatlearn.config import changed, check_value, configure, merge, to_options
+from splatlearn.config import changed, check_value, configure, merge, repeated_keys, to_options
 from splatlearn.errors import ConfigError
 
 
@@ -144,3 +144,20 @@ def test_nothing_is_no_value(value):
     problems: list[str] = []
     assert check_value(value, int | None, "steps", problems) is None
     assert not problems
+
+
+@pytest.mark.parametrize(
+    ("text", "twice"),
+    [
+        ("{a: 1, b: {c: 1, c: 2}, a: 3}", ["a", "b.c"]),
+        ("[{x.y: {}, x.y: 1}, {x.y: 1}]", ["0.x.y"]),
+        ("{a: {b: 1}, b: 1}", []),
+        ("1e-4", []),
+        ("{a: 1, a", []),
+    ],
+)
+def test_a_key_that_is_given_twice(text, twice):
+    assert repeated_keys(text) == twice
+    problems: list[str] = []
+    check_value(text, dict[str, object] if text.startswith("{") else list[dict[str, object]], "--groups", problems)
+    assert any("given twice" in problem for problem in problems) == bool(twice)

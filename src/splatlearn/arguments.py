@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from splatlearn.config import check_value, merge
+from splatlearn.config import check_value, merge, repeated_keys
 from splatlearn.errors import ConfigError, nearest
 
 METAVARS = {"data": "NAME_OR_DIR", "encoder": "NAME_OR_RUN", "teacher": "NAME", "run": "DIR", "json": "FILE"}
@@ -218,13 +218,16 @@ def _from_file(path: str, known: Mapping[str, Parameter], problems: list[str]) -
     import yaml
 
     try:
-        settings = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+        settings = yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read: {error.strerror}; give a YAML file of settings") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, Mapping):
         raise ConfigError(f"--config {path}: expected settings (`steps: 300`), got {type(settings).__name__}")
+    if twice := repeated_keys(text):
+        problems.append(f"--config {path}: {', '.join(twice)} given twice, of which only the last would count")
     given: dict[str, Any] = {}
     for key, value in settings.items():
         head, _, option = str(key).partition(".")

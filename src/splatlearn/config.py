@@ -5,7 +5,8 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -161,6 +162,9 @@ def check_value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
     from jsonargparse import ArgumentError, ArgumentParser
 
     choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if isinstance(value, str) and str not in choices and (twice := repeated_keys(value)):
+        problems.append(f"{where}: {', '.join(twice)} given twice, of which only the last would count; name it once")
+        return None
     sequence = str not in choices and {tuple, list} & {typing.get_origin(choice) for choice in choices}
     read = value
     if sequence and isinstance(value, str) and not value.startswith("["):
@@ -175,6 +179,26 @@ def check_value(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
         problems.append(f"{where}: {type_name(hint)} expected, got {'nothing' if value is None else repr(value)}")
         return None
     return found
+
+
+def repeated_keys(text: str) -> list[str]:
+    """Keys, dotted, that a YAML mapping has twice: readers take the last without a word. None of what is no YAML."""
+    import yaml
+
+    def walk(node: yaml.Node | None, where: str) -> Iterator[str]:
+        if isinstance(node, yaml.MappingNode):
+            keys = [f"{where}{key.value}" for key, _ in node.value]
+            yield from (key for key, count in Counter(keys).items() if count > 1)
+            for key, (_, value) in zip(keys, node.value):
+                yield from walk(value, f"{key}.")
+        elif isinstance(node, yaml.SequenceNode):
+            for number, value in enumerate(node.value):
+                yield from walk(value, f"{where}{number}.")
+
+    try:
+        return list(walk(yaml.compose(text, Loader=yaml.SafeLoader), ""))
+    except yaml.YAMLError:
+        return []
 
 
 def _is_nan(value: Any) -> bool:

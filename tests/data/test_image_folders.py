@@ -139,6 +139,18 @@ class TestConversion:
         assert image.shape == (3, 16, 8)
         assert float(image[:, :6].max()) < 0.1 and float(image[:, 10:].min()) > 0.9
 
+    def test_turned_clockwise_by_its_name(self, tmp_path):
+        """As Pillow's rotation by -90 degrees, which is torchvision's, too."""
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 8, 3), np.uint8))
+        for folder in ("bodies", "bodies_closeup_2"):
+            (tmp_path / folder).mkdir()
+            image.save(tmp_path / folder / "a.png")
+        plain, turned = (scene.images([0])[0] for scene in read(tmp_path, rotate_clockwise="*closeup*"))
+        expected = np.asarray(image.rotate(-90, expand=True))
+        assert np.array_equal((turned * 255).round().permute(1, 2, 0), expected) and turned.shape == (3, 8, 5)
+        assert torch.equal(turned[:, 0, -1], plain[:, 0, 0])  # what was above on the left is on the right then
+        assert all(torch.equal(scene.images([0])[0], plain) for scene in read(tmp_path))
+
 
 def groups(tmp_path: Path, **options) -> ImageGroups:
     """12 red images of dino2, 5 green ones of mast3r, 5 blue ones of nobody."""

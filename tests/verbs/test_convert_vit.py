@@ -113,6 +113,15 @@ class TestRefusals:
         assert "1 missing: blocks.2.mlp.fc1.bias" in str(caught.value)
         assert "1 unexpected: encoder.odd" in str(caught.value)
 
+    def test_tensors_of_another_width_are_all_told(self, tmp_path):
+        _, state = published("dune")
+        wide = {f"module.encoder.blocks.0.1.{name}": torch.zeros(96) for name in ("norm1.weight", "mlp.fc2.bias")}
+        with pytest.raises(UserError) as caught:
+            splatlearn.convert(checkpoint(tmp_path / "a.pth", {**state, **wide}), tmp_path / "out")
+        for key in ("blocks.1.norm1.weight", "blocks.1.mlp.fc2.bias"):
+            assert f"{key}: (96,) found, (64,) expected" in str(caught.value)
+        assert not (tmp_path / "out").exists()
+
     def test_options_that_contradict_the_file(self, tmp_path):
         source = checkpoint(tmp_path / "a.pth", published("dune")[1])
         with pytest.raises(UserError, match=r"--encoder\.size 448: .* with size 56; leave it out"):
@@ -158,6 +167,16 @@ class TestCreateEncoder:
             create_encoder("vit.tiny", weights=source)
         with pytest.raises(UserError, match=r"weights of DUNE, which waffleiron\.tiny is not"):
             create_encoder("waffleiron.tiny", weights=source)
+
+    def test_of_a_file_of_another_size_every_key_is_told(self, tmp_path):
+        student, state = published("dune")
+        source, own = checkpoint(tmp_path / "a.pth", state), student.state_dict()
+        with pytest.raises(UserError) as caught:
+            create_encoder("vit.tiny", weights=source, patch=14, size=56, depth=3, width=32, norm=True)
+        told, last = str(caught.value), {key for key in own if key.startswith("blocks.3.")}
+        assert f"0 keys loaded; {len(last)} unexpected" in told and f"{len(own) - len(last)} mismatched" in told
+        assert all(f"encoder.{key.replace('blocks', 'blocks.0')}" in told for key in last)
+        assert all(f"{key}: {tuple(value.shape)} found" in told for key, value in own.items() if key not in last)
 
     def test_untrained(self):
         assert create_encoder("vit.tiny", depth=2, levels=(0, 1)).channels == (32, 32)

@@ -40,11 +40,14 @@ class ImagesConfig:
         check: look at the header and the end of every file first (0.2 ms each), so that a damaged one is named before
             the run; without it, and where the damage lies in between, it is drawn again when its turn comes.
         max_images: keep at most so many, evenly spaced in the order of names; None keeps all.
+        rotate_clockwise: files whose path fits this pattern are turned by 90 degrees clockwise, after what EXIF says;
+            empty turns none (DUNE: `*closeup*` of BEDLAM, whose close-ups lie on their side).
     """
 
     pattern: str = "*"
     check: bool = True
     max_images: int | None = None
+    rotate_clockwise: str = ""
 
     def __post_init__(self) -> None:
         require(
@@ -63,10 +66,11 @@ class Photograph(Scene):
     Args:
         root: folder that the file is named in.
         file: its path below that, which is its name, too; in a folder `train`, `val` or `test`, that is its split.
+        turned: whether it is turned by 90 degrees clockwise.
     """
 
-    def __init__(self, root: Path, file: str) -> None:
-        self.root, self.name = root, file
+    def __init__(self, root: Path, file: str, turned: bool = False) -> None:
+        self.root, self.name, self.turned = root, file, turned
         if (first := file.split("/", 1)[0]) in SPLITS:
             self.split = first
 
@@ -81,6 +85,8 @@ class Photograph(Scene):
         except UnreadableImage as error:
             _warn(str(self.root / self.name), str(error))
             raise Rejected("an image cannot be read", f"{self.name}: {error}") from error
+        if self.turned:
+            pixels = pixels.rot90(-1, (1, 2))
         return [pixels.to(torch.float32, memory_format=torch.contiguous_format) / 255 for _ in views]
 
 
@@ -119,7 +125,7 @@ class ImagesReader(Reader):
         if not names:
             why = f"all {found} are damaged: {reasons(self.skipped)}" if found else f"of {', '.join(SUFFIXES)}"
             raise BadData(f"{self.path}: no image found that fits {self.config.pattern!r}, {why}")
-        return [Photograph(self.path, name) for name in names]
+        return [Photograph(self.path, name, fnmatch(name, self.config.rotate_clockwise)) for name in names]
 
     def _checked(self, names: list[str]) -> list[str]:
         damaged: list[Skipped] = []

@@ -12,7 +12,7 @@ from splatlearn.config import require
 from splatlearn.data.photo_augment import BLUR, PhotoAugmentation, augment_photo, centre_photo
 from splatlearn.data.sampling import ENOUGH_SCENES, split_scenes
 from splatlearn.data.scene import Scene, Source
-from splatlearn.errors import BadData
+from splatlearn.errors import BadData, UserError
 from splatlearn.structures import Batch, Images
 
 
@@ -62,12 +62,18 @@ class ImageGroups:
         """Scenes of `train` or `val` by group: split as the data say, or else at random.
 
         Raises:
-            BadData: too few images to split.
+            BadData: no images, or too few to split; names every such group.
         """
-        groups = {}
+        groups, wrong = {}, []
         for name, sources in self.groups.items():
-            parts = [part for source in sources for part in _split(source, split)]
-            groups[name] = [_in_group(part, name) for part in parts]
+            try:
+                parts = [part for source in sources for part in _split(source, split)]
+            except UserError as error:
+                wrong.append(f"group {name!r}: {error}")
+            else:
+                groups[name] = [_in_group(part, name) for part in parts]
+        if wrong:
+            raise BadData("\n".join(wrong))
         return {name: scenes for name, scenes in groups.items() if scenes}
 
     def shares(self) -> Mapping[str, float]:

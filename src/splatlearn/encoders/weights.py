@@ -122,7 +122,8 @@ def match_keys(
             values[key] = value
     for key in own.keys() - values.keys():
         lists["kept" if key.startswith(rules.kept) else "missing"].append(key)
-    report = KeyReport(loaded=tuple(values), **{kind: tuple(sorted(keys)) for kind, keys in lists.items()})
+    fitting = tuple(key for key, value in values.items() if value.shape == own[key].shape)
+    report = KeyReport(loaded=fitting, **{kind: tuple(sorted(keys)) for kind, keys in lists.items()})
     return values, report
 
 

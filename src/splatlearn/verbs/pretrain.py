@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -215,9 +216,10 @@ def plan(
     encoder_config = problems.catch(lambda: _encoder_config(name, encoder_options)) if name else None
     weights = problems.catch(lambda: _weights(name)) if name else None
     train_config = problems.catch(lambda: configure(TrainConfig, train, "--train"))
-    for sets in (getattr(config, "also", {}), *getattr(config, "groups", {}).values()):
+    groups = {f"groups.{group}": sets for group, sets in getattr(config, "groups", {}).items()}
+    for option, sets in {"also": getattr(config, "also", {}), **groups}.items():
         for other, reading in sets.items():
-            problems.catch(Source(name=other, options=reading).reader)
+            problems.catch(partial(_find_reader, Source(name=other, options=reading), f"--recipe.{option}"))
     problems.tell()
     assert name is not None and train_config is not None
     settings = {
@@ -238,6 +240,16 @@ def plan(
         settings=settings,
         idle=_idle(config, registry.recipes.config(recipe, defaults.recipe)),
     )
+
+
+def _find_reader(source: "Source", where: str) -> None:
+    """Further data than those of `--data`: a complaint says whose option they are of."""
+    from splatlearn.errors import ConfigError, UserError
+
+    try:
+        source.reader()
+    except UserError as error:
+        raise ConfigError(f"{where}: {str(error).removeprefix('--data ')}") from error
 
 
 def _idle(config: Any, preset: Any) -> tuple[str, ...]:

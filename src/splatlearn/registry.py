@@ -289,6 +289,7 @@ readers: Registry[Any] = Registry(
             "splatlearn.data.photos", ("default", "tiny"), "Posed photographs (transforms.json, COLMAP models)."
         ),
         "images": BuiltIn("splatlearn.data.image_folders", ("default", "tiny"), "Folders of images, without cameras."),
+        "shards": BuiltIn("splatlearn.data.image_shards", ("default", "tiny"), "WebDataset shards, without cameras."),
         "pointcept": BuiltIn("splatlearn.data.pointcept", ("default", "tiny"), "Labelled clouds of npy files."),
         "nuscenes": BuiltIn("splatlearn.data.nuscenes", ("default", "tiny"), "nuScenes: lidar with six cameras."),
         "kitti": BuiltIn("splatlearn.data.kitti", ("default", "tiny"), "KITTI object folders: lidar with a camera."),

@@ -4,7 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import overload
 
 import numpy as np
@@ -96,8 +96,8 @@ class JoinedScenes(Scenes):
 
     def take(self, rows: np.ndarray) -> "JoinedScenes":
         """The scenes of some indices, which have to rise."""
-        pairs = zip(self.parts, self.bounds, self.bounds[1:], strict=True)
-        return JoinedScenes([chosen(p, rows[(a <= rows) & (rows < b)] - a) for p, a, b in pairs])
+        parts = zip(self.parts, pairwise(self.bounds), strict=True)
+        return JoinedScenes([chosen(part, rows[(a <= rows) & (rows < b)] - a) for part, (a, b) in parts])
 
 
 def chosen(scenes: Sequence[Scene], rows: np.ndarray) -> Sequence[Scene]:

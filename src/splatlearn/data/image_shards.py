@@ -2,10 +2,12 @@
 
 import logging
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
@@ -84,7 +86,7 @@ class Shard:
     label: str
     address: str
 
-    @property
+    @cached_property
     def split(self) -> str:
         """`train`, `val` or `test` where a folder above it is called so, the nearest counting; else empty."""
         return next((part for part in reversed(self.label.split("/")[:-1]) if part in SPLITS), "")
@@ -100,7 +102,7 @@ class ShardTable(SceneTable):
 
     def __init__(self, shards: list[Shard], indices: list[ShardIndex]) -> None:
         self.shards = shards
-        self.first = np.array([0, *accumulate(len(index.names) for index in indices)])
+        self.first = [0, *accumulate(len(index.names) for index in indices)]
         self.offsets = np.concatenate([index.offsets for index in indices])
         self.sizes = np.concatenate([index.sizes for index in indices])
         encoded = [name.encode("utf-8", "surrogateescape") for index in indices for name in index.names]
@@ -112,16 +114,19 @@ class ShardTable(SceneTable):
 
     def name(self, row: int) -> str:
         """SHARD.tar/MEMBER."""
-        member = self.letters[self.ends[row] : self.ends[row + 1]].decode("utf-8", "surrogateescape")
-        return f"{self._shard(row).label}/{member}"
+        return self._name(self._shard(row), row)
 
     def scene(self, row: int) -> ShardImage:
         """The image of a row."""
         shard, span = self._shard(row), (int(self.offsets[row]), int(self.sizes[row]))
-        return ShardImage(shard.address, self.name(row), span, shard.split)
+        return ShardImage(shard.address, self._name(shard, row), span, shard.split)
+
+    def _name(self, shard: Shard, row: int) -> str:
+        member = self.letters[self.ends[row] : self.ends[row + 1]]
+        return f"{shard.label}/{member.decode('utf-8', 'surrogateescape')}"
 
     def _shard(self, row: int) -> Shard:
-        return self.shards[int(np.searchsorted(self.first, row, side="right")) - 1]
+        return self.shards[bisect_right(self.first, row) - 1]
 
 
 @registry.readers.register("shards", ShardsConfig, presets={"default": {}, "tiny": {"max_images": 64}})

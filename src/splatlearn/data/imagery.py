@@ -107,6 +107,19 @@ def read_upright(file: Path | BinaryIO) -> np.ndarray:
         raise UnreadableImage(f"cannot be decoded ({_short(error)})") from error
 
 
+def kind_of(file: Path | BinaryIO) -> str:
+    """Format and mode as the header says them (`JPEG RGB`, `PNG I;16`).
+
+    Raises:
+        UnreadableImage: missing, or no image.
+    """
+    try:
+        with Image.open(file) as image:
+            return f"{image.format} {image.mode}"
+    except _FAILURES as error:
+        raise UnreadableImage(f"no readable image ({_short(error)})") from error
+
+
 def read_depth(path: Path, scale: float) -> np.ndarray:
     """A depth image at its native size.
 

@@ -17,7 +17,13 @@ from splatlearn.errors import ConfigError, nearest
 from splatlearn.registry import Registry
 from splatlearn.verbs import columns
 
-EXTRAS = {"cuda": ("gsplat",), "ray": ("ray",), "track": ("tensorboard", "wandb"), "view": ("viser",)}
+EXTRAS = {
+    "cuda": ("gsplat",),
+    "ray": ("ray",),
+    "shards": ("fsspec", "aiohttp"),
+    "track": ("tensorboard", "wandb"),
+    "view": ("viser",),
+}
 """Extra -> its packages; a test compares them with the project's metadata."""
 
 HINT = "`splatlearn list KIND NAME` shows the options of one; a family alone means its first preset."

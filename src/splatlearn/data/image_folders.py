@@ -32,6 +32,17 @@ THREADS = 8
 log = logging.getLogger("splatlearn")
 
 
+def require_choice(pattern: str, max_images: int | None) -> None:
+    """Raises: ConfigError: no pattern, or fewer than one image is to be kept."""
+    few = max_images is not None and max_images < 1
+    require(
+        {
+            "pattern: give one, * fits all": bool(pattern),
+            f"max_images: 1 or more, or none, expected, got {max_images}": not few,
+        }
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImagesConfig:
     """How to read folders of images.
@@ -48,14 +59,7 @@ class ImagesConfig:
     max_images: int | None = None
 
     def __post_init__(self) -> None:
-        require(
-            {
-                "pattern: give one, * fits all": bool(self.pattern),
-                f"max_images: 1 or more, or none, expected, got {self.max_images}": (
-                    self.max_images is None or self.max_images >= 1
-                ),
-            }
-        )
+        require_choice(self.pattern, self.max_images)
 
 
 class Photograph(Scene):

@@ -15,8 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from splatlearn import registry
-from splatlearn.config import require
-from splatlearn.data.image_folders import SPLITS, SUFFIXES, THREADS, Photograph, files_below, holds, taken_by_another
+from splatlearn.data.image_folders import (
+    SPLITS,
+    SUFFIXES,
+    THREADS,
+    Photograph,
+    files_below,
+    holds,
+    require_choice,
+    taken_by_another,
+)
 from splatlearn.data.lazy_scenes import LazyScenes, SceneTable
 from splatlearn.data.progress import progress
 from splatlearn.data.scene import Reader, Skipped, reasons
@@ -41,14 +49,7 @@ class ShardsConfig:
     max_images: int | None = None
 
     def __post_init__(self) -> None:
-        require(
-            {
-                "pattern: give one, * fits all": bool(self.pattern),
-                f"max_images: 1 or more, or none, expected, got {self.max_images}": (
-                    self.max_images is None or self.max_images >= 1
-                ),
-            }
-        )
+        require_choice(self.pattern, self.max_images)
 
 
 class ShardImage(Photograph):

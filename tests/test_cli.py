@@ -31,6 +31,7 @@ check
   --data.OPTION VALUE
   --size N,N
   --gap N
+  --small N
   --json FILE
 
 fit

@@ -301,6 +301,7 @@ readers: Registry[Any] = Registry(
             ("default", "tiny"),
             "Images with classes of pixels (CamVid, ADE20K, Cityscapes).",
         ),
+        "shards": BuiltIn("splatlearn.data.image_shards", ("default", "tiny"), "WebDataset shards, without cameras."),
         "pointcept": BuiltIn("splatlearn.data.pointcept", ("default", "tiny"), "Labelled clouds of npy files."),
         "nuscenes": BuiltIn("splatlearn.data.nuscenes", ("default", "tiny"), "nuScenes: lidar with six cameras."),
         "kitti": BuiltIn("splatlearn.data.kitti", ("default", "tiny"), "KITTI object folders: lidar with a camera."),

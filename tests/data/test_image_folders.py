@@ -120,8 +120,8 @@ class TestConversion:
         assert self.value(tmp_path / "p.png", image.quantize(4)) == pytest.approx(COLOR)
         assert self.value(tmp_path / "l.png", Image.new("L", (8, 8), 77)) == pytest.approx([77] * 3)
         assert self.value(tmp_path / "1.png", Image.new("1", (8, 8), 1)) == pytest.approx([255] * 3)
-        image.putalpha(10)
-        assert self.value(tmp_path / "a.png", image) == pytest.approx(COLOR)
+        image.putalpha(51)
+        assert self.value(tmp_path / "a.png", image) == pytest.approx([0.2 * c + 0.8 * 255 for c in COLOR], abs=1)
 
     def test_floats_are_refused(self, tmp_path):
         Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a.tif")
@@ -249,6 +249,9 @@ class TestGroups:
             ImageGroups(groups={}, teachers=TEACHERS, size=(12, 10))
         with pytest.raises(ConfigError, match="at least 9x9 pixels are needed, got 4x10"):
             groups(tmp_path, size=(4, 10))
+        empty = Source(name=str(fill(tmp_path / "empty", 0)), options={"reader": "images"})
+        with pytest.raises(BadData, match=r"^group 'mast3r': .*empty: no image found"):
+            ImageGroups(groups={"mast3r": (empty,)}, teachers=TEACHERS, size=(12, 10)).scenes("train")
         few = Source(name=str(fill(tmp_path / "few", 3)), options={"reader": "images"})
         with pytest.raises(BadData, match="3 images cannot be split for validation; 5 are needed"):
             ImageGroups(groups={"dino2": (few,)}, teachers=TEACHERS, size=(12, 10)).scenes("train")

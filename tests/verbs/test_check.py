@@ -1,11 +1,16 @@
 """`check`: what it counts, what it finds, what it refuses."""
 
 import json
+import tarfile
+from io import BytesIO
+from typing import ClassVar
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data.recording_maker import SIZE, write_depth, write_seven_scenes
+from data.scan_maker import write_calibrated
 from splatlearn.errors import BadData, UserError
 from splatlearn.verbs.check import check
 
@@ -133,15 +138,118 @@ class TestClouds:
         with pytest.raises(UserError, match=r"color\.npy has 39 rows"):
             check(str(tmp_path), data_options=CLOUD)
 
-    def test_every_damaged_cloud_is_named(self, tmp_path):
+    def test_damaged_clouds_are_named_and_the_rest_is_looked_at(self, tmp_path):
         for name in "abc":
             cloud(tmp_path / name)
         for name in "ac":
             np.save(tmp_path / name / "coord.npy", np.full((40, 3), np.nan))
-        with pytest.raises(UserError) as caught:
+        report = check(str(tmp_path), data_options=CLOUD)
+        assert [scene.name for scene in report.scenes] == ["b"]
+        why = "40 of 40 points are not finite; remove such rows from every array of the scene"
+        assert report.skipped == {f"{tmp_path / name / 'coord.npy'}: {why}": (name,) for name in "ac"}
+        assert "scene left out (1 (a))" in str(report) and "are not finite" in str(report)
+
+    def test_all_are_damaged(self, tmp_path):
+        for name in "ab":
+            cloud(tmp_path / name)
+            np.save(tmp_path / name / "coord.npy", np.full((40, 3), np.nan))
+        with pytest.raises(BadData, match=r"no scene can be used: .*/a/coord\.npy: 40 of 40.*; .*/b/coord\.npy"):
             check(str(tmp_path), data_options=CLOUD)
-        told = "40 of 40 points are not finite; remove such rows from every array of the scene"
-        assert str(caught.value).splitlines() == [f"{tmp_path / name / 'coord.npy'}: {told}" for name in "ac"]
+
+    def test_a_damaged_scan(self, tmp_path):
+        write_calibrated(tmp_path)
+        (scan, *_) = sorted((tmp_path / "scans").rglob("*.bin"))
+        scan.write_bytes(scan.read_bytes()[:-3])
+        report = check(str(tmp_path), data_options={"reader": "calibrated"})
+        assert len(report.scenes) == 2
+        (reason,) = report.skipped
+        assert scan.name in reason
+
+
+def image(value: int, size=(300, 240), kind="PNG", mode="RGB") -> bytes:
+    Image.new("RGB", size, (value, 0, 0)).convert(mode).save(buffer := BytesIO(), kind)
+    return buffer.getvalue()
+
+
+def write_tar(path, members) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, BytesIO(data))
+
+
+class TestImages:
+    FILES: ClassVar = {
+        "a.png": image(1),
+        "b.jpg": image(2, (100, 400), "JPEG"),
+        "c.png": image(1),
+        "d.webp": image(3, (1000, 224), "WEBP"),
+        "e.png": image(4, (8, 8), mode="L"),
+        "f.png": image(1),
+        "text.jpg": b"<html>",
+        "empty.png": b"",
+        "spoilt.png": image(5)[:60] + bytes(20) + image(5)[80:],
+    }
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        (tmp_path / "images").mkdir()
+        for name, data in self.FILES.items():
+            (tmp_path / "images" / name).write_bytes(data)
+        return tmp_path / "images"
+
+    @pytest.fixture
+    def shards(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("SPLATLEARN_CACHE", str(tmp_path / "cache"))
+        (tmp_path / "shards").mkdir()
+        write_tar(tmp_path / "shards" / "0.tar", dict(list(self.FILES.items())[:4]))
+        write_tar(tmp_path / "shards" / "1.tar", dict(list(self.FILES.items())[4:]) | {"a.json": b"{}"})
+        return tmp_path / "shards"
+
+    @pytest.mark.parametrize("kind", ["folder", "shards"])
+    def test_numbers(self, kind, request):
+        report = check(str(request.getfixturevalue(kind)))
+        images = report.images
+        assert images and images.count == 6 and report.scenes == ()
+        assert images.kinds == {"PNG RGB": 3, "JPEG RGB": 1, "WEBP RGB": 1, "PNG L": 1}
+        assert (images.smallest, images.median, images.largest) == ((8, 8), (300, 240), (1000, 224))
+        assert (images.least, images.small) == (224, 2)
+        ((first, *others),) = images.same
+        assert first.endswith("a.png") and len(others) == 2
+        damaged = {name.rpartition("/")[2]: why for why, names in report.skipped.items() for name in names}
+        assert set(damaged) == {"text.jpg", "empty.png", "spoilt.png"} and damaged["empty.png"] == "the file is empty"
+        text = str(report)
+        assert f"reader {'images' if kind == 'folder' else 'shards'}, 6 image(s)" in text
+        assert "1000x224" in text and "below 224 px" in text and "image left out (1 (" in text
+        assert "the same: 3 (" in text
+
+    def test_damage_that_is_found_only_by_decoding(self, folder):
+        report = check(str(folder), data_options={"check": False}, small=8)
+        assert report.images and report.images.small == 0
+        assert sum(map(len, report.skipped.values())) == 3
+
+    def test_many_copies(self, tmp_path):
+        for number in range(16):
+            (tmp_path / f"{number:02}.png").write_bytes(image(number // 2))
+        text = str(check(str(tmp_path)))
+        assert text.count("the same: 2 (") == 6 and "and 2 more that are there several times" in text
+
+    def test_a_damaged_shard(self, shards):
+        whole = (shards / "1.tar").read_bytes()
+        (shards / "1.tar").write_bytes(whole[:1000])
+        report = check(str(shards))
+        assert report.images and report.images.count == 5
+        assert any("damaged shard, 1 images of it are kept" in why for why in report.skipped)
+
+    def test_nothing_can_be_used(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(self.FILES["spoilt.png"])
+        with pytest.raises(BadData, match="no image can be used: cannot be decoded"):
+            check(str(tmp_path), data_options={"reader": "images"})
+
+    def test_json(self, folder, tmp_path):
+        report = check(str(folder), json=tmp_path / "report.json")
+        assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(report.to_dict()))
 
 
 class TestOutput:
@@ -157,6 +265,7 @@ class TestOutput:
         [
             ({"size": (0, 0)}, "--size: a width and height of 1 or more are needed, got 0,0"),
             ({"gap": -5}, "--gap: 1 or more is needed, got -5"),
+            ({"small": 0}, "--small: 1 pixel or more is needed, got 0"),
         ],
     )
     def test_bad_numbers(self, recording, options, message):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -29,6 +30,17 @@ SPLITS = ("train", "val", "test")
 THREADS = 8
 """Files looked at side by side: most of it is waiting for the disk."""
 log = logging.getLogger("splatlearn")
+
+
+def require_choice(pattern: str, max_images: int | None) -> None:
+    """Raises: ConfigError: no pattern, or fewer than one image is to be kept."""
+    few = max_images is not None and max_images < 1
+    require(
+        {
+            "pattern: give one, * fits all": bool(pattern),
+            f"max_images: 1 or more, or none, expected, got {max_images}": not few,
+        }
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +62,7 @@ class ImagesConfig:
     rotate_clockwise: str = ""
 
     def __post_init__(self) -> None:
-        require(
-            {
-                "pattern: give one, * fits all": bool(self.pattern),
-                f"max_images: 1 or more, or none, expected, got {self.max_images}": (
-                    self.max_images is None or self.max_images >= 1
-                ),
-            }
-        )
+        require_choice(self.pattern, self.max_images)
 
 
 class Photograph(Scene):
@@ -74,6 +79,15 @@ class Photograph(Scene):
         if (first := file.split("/", 1)[0]) in SPLITS:
             self.split = first
 
+    def source(self) -> Path | BinaryIO:
+        """The file, as its path or open."""
+        return self.root / self.name
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        return str(self.root / self.name)
+
     def images(self, views: Sequence[int]) -> list[Tensor]:
         """The image (3 H W) in [0, 1] at its native size, once for each of `views`.
 
@@ -81,9 +95,9 @@ class Photograph(Scene):
             Rejected: the file cannot be decoded.
         """
         try:
-            pixels = torch.tensor(read_upright(self.root / self.name)).permute(2, 0, 1)
+            pixels = torch.tensor(read_upright(self.source())).permute(2, 0, 1)
         except UnreadableImage as error:
-            _warn(str(self.root / self.name), str(error))
+            _warn(self.place, str(error))
             raise Rejected("an image cannot be read", f"{self.name}: {error}") from error
         if self.turned:
             pixels = pixels.rot90(-1, (1, 2))
@@ -105,10 +119,7 @@ class ImagesReader(Reader):
     @classmethod
     def accepts(cls, path: Path) -> bool:
         """An image lies up to three folders below the path, and no other reader takes it."""
-        if not path.is_dir() or not any(map(_is_image, walk(path, _is_image, suffixes=_cases(), breadth=GLANCE))):
-            return False
-        others = [registry.readers.family(name).cls for name in registry.readers.families() if name != "images"]
-        return not any(other.needs_path and other.accepts(path) for other in others)
+        return holds(path, SUFFIXES) and not taken_by_another(path, "images")
 
     def scenes(self) -> list[Scene]:
         """Every image, sorted by name; damaged ones are named in `skipped` and in the log.
@@ -116,7 +127,7 @@ class ImagesReader(Reader):
         Raises:
             BadData: no folder, or no usable image in it.
         """
-        names = sorted(name for name in _files(self.path) if fnmatch(name, self.config.pattern))
+        names = sorted(name for name in files_below(self.path, SUFFIXES) if fnmatch(name, self.config.pattern))
         if self.config.max_images and len(names) > self.config.max_images:
             names = [names[i * len(names) // self.config.max_images] for i in range(self.config.max_images)]
         found = len(names)
@@ -148,22 +159,31 @@ class ImagesReader(Reader):
         return ""
 
 
-def _files(root: Path) -> Iterator[str]:
-    """Images below a folder, relative to it; hidden files and folders are left alone, links are followed."""
+def files_below(root: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Files with some suffixes, in small letters, below a folder and relative to it; links are followed, what is hidden
+    is left alone."""
     for folder, inside, files in os.walk(root, followlinks=True):
         inside[:] = [name for name in inside if not name.startswith(".")]
         below = Path(folder).relative_to(root)
         for name in files:
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if not name.startswith(".") and name.lower().endswith(suffixes):
                 yield (below / name).as_posix()
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+def holds(path: Path, suffixes: tuple[str, ...]) -> bool:
+    """Whether a quick look into a folder finds a file with one of some suffixes, in small or capital letters."""
+
+    def fits(file: Path) -> bool:
+        return file.name.lower().endswith(suffixes) and file.is_file()
+
+    cases = suffixes + tuple(suffix.upper() for suffix in suffixes)
+    return path.is_dir() and any(True for _ in walk(path, fits, suffixes=cases, breadth=GLANCE))
 
 
-def _cases() -> tuple[str, ...]:
-    return SUFFIXES + tuple(suffix.upper() for suffix in SUFFIXES)
+def taken_by_another(path: Path, *but: str) -> bool:
+    """Whether a reader takes a path that is none of those named."""
+    others = [registry.readers.family(name).cls for name in registry.readers.families() if name not in but]
+    return any(other.needs_path and other.accepts(path) for other in others)
 
 
 @lru_cache(maxsize=10_000)

@@ -1,6 +1,5 @@
 """Groups of images, one for each teacher's domain, drawn equally often. Legend: B images, T teachers, H W pixels."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from splatlearn.config import require
+from splatlearn.data.lazy_scenes import in_group, joined
 from splatlearn.data.photo_augment import BLUR, PhotoAugmentation, augment_photo, centre_photo
 from splatlearn.data.sampling import ENOUGH_SCENES, split_scenes
 from splatlearn.data.scene import Scene, Source
@@ -67,11 +67,9 @@ class ImageGroups:
         groups, wrong = {}, []
         for name, sources in self.groups.items():
             try:
-                parts = [part for source in sources for part in _split(source, split)]
+                groups[name] = joined([in_group(_split(source, split), name) for source in sources])
             except UserError as error:
                 wrong.append(f"group {name!r}: {error}")
-            else:
-                groups[name] = [_in_group(part, name) for part in parts]
         if wrong:
             raise BadData("\n".join(wrong))
         return {name: scenes for name, scenes in groups.items() if scenes}
@@ -99,16 +97,9 @@ class ImageGroups:
         return Photos(names=(f"{scene.name}: view {view}" if views else scene.name,), images=images)
 
 
-def _split(source: Source, split: str) -> list[Scene]:
+def _split(source: Source, split: str) -> Sequence[Scene]:
     scenes = source.scenes()
-    blind = [scene for scene in scenes if not len(scene.cameras)]
-    if blind and len(scenes) < ENOUGH_SCENES and not all(scene.split for scene in scenes):
+    few = len(scenes) < ENOUGH_SCENES and not all(scene.split for scene in scenes)
+    if few and any(not len(scene.cameras) for scene in scenes):
         raise BadData(f"{source.name}: {len(scenes)} images cannot be split for validation; {ENOUGH_SCENES} are needed")
     return split_scenes(scenes, split)
-
-
-def _in_group(scene: Scene, group: str) -> Scene:
-    """The scene as one of a group; its source may be in several."""
-    part = copy.copy(scene)
-    part.group = group
-    return part

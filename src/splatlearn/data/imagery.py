@@ -6,10 +6,10 @@ Legend: H W pixels. A size is (width, height). Nothing here is differentiable.
 import struct
 from pathlib import Path
 from threading import Lock
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
@@ -78,27 +78,46 @@ def read_color(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     try:
         with Image.open(path) as image:
             drafted = None if size is None else image.draft("RGB", size)
-            rgb = _rgb(image)
+            rgb = _rgb(image, _plain_ink(image))
             box = drafted[1] if drafted else (0, 0, *rgb.size)  # sides of a reduced JPEG are rounded up, its box is not
             return np.asarray(rgb if size is None or box == (0, 0, *size) else _resize(rgb, size, box))
     except _FAILURES as error:
         raise UnreadableImage(f"cannot be decoded ({_short(error)})") from error
 
 
-def read_upright(path: Path) -> np.ndarray:
-    """A photograph at its native size, turned as its EXIF orientation says; as of `read_color` for the rest.
+def read_upright(file: Path | BinaryIO) -> np.ndarray:
+    """A photograph at its native size, turned as its EXIF orientation says, and laid on white where it is transparent.
+
+    As of `read_color` for the rest.
+
+    Args:
+        file: path, or a file that is open at its start.
 
     Returns:
         (H W 3) uint8 RGB.
 
     Raises:
-        UnreadableImage: missing or undecodable.
+        UnreadableImage: missing, undecodable, or larger than Pillow's limit (179 million pixels).
     """
     try:
-        with Image.open(path) as image:
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
+        with Image.open(file) as image:
+            ink = _plain_ink(image)
+            return np.asarray(_rgb(_on_white(ImageOps.exif_transpose(image)), ink))
     except _FAILURES as error:
         raise UnreadableImage(f"cannot be decoded ({_short(error)})") from error
+
+
+def kind_of(file: Path | BinaryIO) -> str:
+    """Format and mode as the header says them (`JPEG RGB`, `PNG I;16`).
+
+    Raises:
+        UnreadableImage: missing, or no image.
+    """
+    try:
+        with Image.open(file) as image:
+            return f"{image.format} {image.mode}"
+    except _FAILURES as error:
+        raise UnreadableImage(f"no readable image ({_short(error)})") from error
 
 
 def read_depth(path: Path, scale: float) -> np.ndarray:
@@ -161,10 +180,23 @@ def _nearest(f_from: float, c_from: float, f_to: float, c_to: float, native: int
     return np.where((index >= 0) & (index < native), index, -1)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _plain_ink(image: Image.Image) -> bool:
+    """A CMYK JPEG without Adobe's mark: its values are ink (libjpeg's manual), and Pillow has turned them round."""
+    return image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """What is seen through an alpha channel or a transparent colour becomes white; grey of 16 bits is left alone."""
+    if image.mode.startswith(("I", "F")) or not image.has_transparency_data:
+        return image
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+
+
+def _rgb(image: Image.Image, plain_ink: bool = False) -> Image.Image:
     """Eight bits a channel; grey of 16 is divided by 257, where Pillow itself would cut it off at 255."""
     if image.mode != "F" and not image.mode.startswith("I"):
-        return image.convert("RGB")
+        return (ImageChops.invert(image) if plain_ink else image).convert("RGB")
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise UnreadableImage("8 or 16 bits a channel expected, got wider numbers, whose range nobody knows")

@@ -62,7 +62,7 @@ from splatlearn.data.records import (
 from splatlearn.data.rigs import Camera, Rig, lens_of
 from splatlearn.data.scans import Intensity, LidarConfig, LidarReader, LidarScene, Returns, Size, View
 from splatlearn.data.scene import Skipped
-from splatlearn.errors import BadData, nearest
+from splatlearn.errors import BadData, Problems, nearest
 from splatlearn.registry import readers
 
 CALIBRATION = "calibration.json"
@@ -292,8 +292,13 @@ class CalibratedReader(LidarReader):
         if {"mean", "std"} <= set(given):
             return Intensity(full, float(given["mean"]), float(given["std"]))
         step = max(1, len(scans) // _MEASURED)
-        found = [read_columns(scan, rig.columns).get("intensity") for scan in scans[::step][:_MEASURED]]
-        values = np.concatenate([v[np.isfinite(v)] for v in found if v is not None] or [[]]).astype(np.float64)
+        problems = Problems()
+        measured = scans[::step][:_MEASURED]
+        found = [problems.catch(lambda scan=scan: read_columns(scan, rig.columns)) for scan in measured]
+        if not any(found):
+            problems.tell()  # a damaged scan is told when it is read; all of them cannot be measured
+        columns = [read["intensity"] for read in found if read and "intensity" in read]
+        values = np.concatenate([v[np.isfinite(v)] for v in columns] or [[]]).astype(np.float64)
         if not len(values):
             return None
         return Intensity(full, float(values.mean()), max(float(values.std()), 1e-6 * full))

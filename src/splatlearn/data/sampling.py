@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from splatlearn.data.lazy_scenes import chosen
 from splatlearn.data.scene import Rejected, Scene
 from splatlearn.errors import BadData, MissingData
 from splatlearn.structures import Boxes, Cameras, Frames, Points
@@ -25,7 +26,7 @@ OVERLAP_TOLERANCE = 0.05
 """Metres two depths may differ and still be the same surface (our default; Kinect noise at 4 m is about that)."""
 
 
-def split_scenes(scenes: Sequence[Scene], split: str, *, seed: int = 0, share: float = HELD_OUT) -> list[Scene]:
+def split_scenes(scenes: Sequence[Scene], split: str, *, seed: int = 0, share: float = HELD_OUT) -> Sequence[Scene]:
     """Scenes of one split; `train` and `val` have nothing in common.
 
     The source's own split is taken where every scene states one and both occur (`test` stands in for a missing
@@ -47,17 +48,18 @@ def split_scenes(scenes: Sequence[Scene], split: str, *, seed: int = 0, share: f
     stated = {scene.split for scene in scenes}
     held_out_name = "val" if "val" in stated else "test"
     if "" not in stated and {"train", held_out_name} <= stated:
-        return [scene for scene in scenes if scene.split == (split if split == "train" else held_out_name)]
+        wanted = split if split == "train" else held_out_name
+        return chosen(scenes, np.flatnonzero([scene.split == wanted for scene in scenes]))
     if len(scenes) < ENOUGH_SCENES:
         return [ScenePart(scene, split, share) for scene in scenes]
     drives = [scene.drive or i for i, scene in enumerate(scenes)]
     names = list(dict.fromkeys(drives))
     if len(names) == 1:
         first = len(scenes) - max(1, round(share * len(scenes)))
-        return list(scenes[first:] if split == "val" else scenes[:first])
+        return scenes[first:] if split == "val" else scenes[:first]
     order = np.random.default_rng([seed, 0x5EED]).permutation(len(names))
     held_out = {names[i] for i in order[: max(1, round(share * len(names)))]}
-    return [scene for scene, drive in zip(scenes, drives) if (drive in held_out) == (split == "val")]
+    return chosen(scenes, np.flatnonzero([(drive in held_out) == (split == "val") for drive in drives]))
 
 
 class ScenePart(Scene):

@@ -154,8 +154,8 @@ class Reader(ABC):
         """Whether the folder or file looks like this format; cheap, reads no images."""
 
     @abstractmethod
-    def scenes(self) -> list[Scene]:
-        """Every scene, sorted by name; never empty.
+    def scenes(self) -> Sequence[Scene]:
+        """Every scene, sorted by name; never empty. A list, but where they are so many that they are made when drawn.
 
         Raises:
             BadData: nothing usable, with what was looked for and what was found.
@@ -184,7 +184,7 @@ class Source:
         """
         return self._reader
 
-    def scenes(self) -> list[Scene]:
+    def scenes(self) -> Sequence[Scene]:
         """The scenes."""
         return self._scenes
 
@@ -208,7 +208,7 @@ class Source:
         return cls(config, path)
 
     @cached_property
-    def _scenes(self) -> list[Scene]:
+    def _scenes(self) -> Sequence[Scene]:
         return self._reader.scenes()
 
     def __getstate__(self) -> dict[str, Any]:

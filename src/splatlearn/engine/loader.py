@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from splatlearn.data.lazy_scenes import Scenes, joined
 from splatlearn.data.scene import Data, Rejected, Scene
 from splatlearn.engine.runtime import threads_of_children
 from splatlearn.errors import BadData, ConfigError, UserError
@@ -124,14 +125,14 @@ class Samples(Dataset, Generic[B]):
 
     def __init__(self, data: Mapping[str, Data[B]], seeds: Mapping[str, int]) -> None:
         self.data = data
-        self.scenes: dict[str, list[Scene]] = {}
+        self.scenes: dict[str, Sequence[Scene]] = {}
         self.orders: dict[str, Order] = {}
         for split in data:
             groups, shares = data[split].scenes(split), data[split].shares()
             unknown = sorted(set(shares) - set(groups))
             if unknown:
                 raise ConfigError(f"shares name unknown groups {unknown}; the groups are {sorted(groups)}")
-            self.scenes[split] = [scene for name in sorted(groups) for scene in groups[name]]
+            self.scenes[split] = joined([groups[name] for name in sorted(groups)])
             if not self.scenes[split]:
                 raise BadData(f"no scene in the split {split!r}")
             sizes = [len(groups[name]) for name in sorted(groups)]
@@ -309,7 +310,9 @@ def _usable_workers(workers: int, samples: Samples) -> int:
     if not workers:
         return 0
     named = {**{f"the data of split {s!r}": d for s, d in samples.data.items()}}
-    named |= {f"scene {scene.name!r}": scene for scenes in samples.scenes.values() for scene in scenes}
+    for split, scenes in samples.scenes.items():
+        lazy = isinstance(scenes, Scenes)
+        named |= {f"the scenes of split {split!r}": scenes} if lazy else {f"scene {s.name!r}": s for s in scenes}
     file = getattr(sys.modules["__main__"], "__file__", None)
     typed_in = file is not None and not os.path.exists(file)  # a program on standard input
     for what, thing in named.items():

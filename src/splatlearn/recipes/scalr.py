@@ -202,7 +202,7 @@ class ScaLRData:
                 f"{', '.join(sorted(names))}"
             )
 
-    def _scenes(self, source: Source, split: str) -> list[Scene]:
+    def _scenes(self, source: Source, split: str) -> Sequence[Scene]:
         scenes = source.scenes()
         if blind := [scene.name for scene in scenes if not _cameras(scene)]:
             if len(blind) == len(scenes):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splatlearn.errors import UserError
 from splatlearn.verbs import check_size, output_file
 from splatlearn.verbs.check_report import CheckReport, PointsReport, SceneReport, ViewsReport
 
 if TYPE_CHECKING:
-    from splatlearn.data.scene import Scene
+    from splatlearn.data.scene import Scene, Skipped
     from splatlearn.structures import Points
 
 FEW_OVERLAP = 0.3
@@ -31,59 +32,92 @@ def check(
     data_options: Mapping[str, Any] | None = None,
     size: tuple[int, int] = (160, 120),
     gap: int = 5,
+    small: int = 224,
     json: Path | None = None,
 ) -> CheckReport:
     """Counts, sizes, units, axes, up, depth, missing fields, broken files: read everything before any training.
 
-    Every image is decoded and every cloud is read, so that broken files show now and not in the middle of a run.
-    Progress is shown.
+    Every image is decoded and every cloud is read, so that broken files show now and not in the middle of a run; they
+    are named, and the rest is looked at. Progress is shown.
 
     Args:
         data: a world's name, or a folder or file.
         data_options: options of its reader.
         size: width and height at which depth and overlap are measured.
         gap: raw frames between the views of a pair.
+        small: pixels; images without cameras that have a side below it are counted.
         json: also write the report to this file.
 
     Returns:
         The report.
 
     Raises:
-        UserError: the data cannot be used at all, clouds are damaged (all of them are named), or the report cannot be
-            written; the message says why.
+        UserError: nothing of the data can be used, or the report cannot be written; the message says why.
     """
+    from splatlearn.data.image_folders import Photograph
     from splatlearn.data.progress import progress
     from splatlearn.data.scene import Source
     from splatlearn.errors import BadData, Problems
+    from splatlearn.verbs.check_images import check_images
 
     source, problems = Source(name=data, options=data_options or {}), Problems()
     problems.require(gap >= 1, f"--gap: 1 or more is needed, got {gap}")
+    problems.require(small >= 1, f"--small: 1 pixel or more is needed, got {small}")
     problems.catch(lambda: check_size(size))
     file = None if json is None else problems.catch(lambda: output_file(json, "--json"))
     problems.catch(source.reader)
     problems.tell()
     reader, scenes = source.reader(), source.scenes()
-    with progress(f"checking {data}", sum(1 + len(scene.cameras) for scene in scenes)) as tell:
-        numbers, classes = itertools.count(1), len(reader.classes)
-        look = functools.partial(_check_scene, size=size, gap=gap, classes=classes, tick=lambda: tell(next(numbers)))
-        looked = [problems.catch(functools.partial(look, scene)) for scene in scenes]
-    problems.tell()
-    reports = tuple(filter(None, looked))
-    if not any(report.views or report.points for report in reports):
+    blind = isinstance(scenes[0], Photograph)
+    with progress(f"checking {data}", len(scenes) if blind else sum(map(_parts, scenes))) as tell:
+        numbers = itertools.count(1)
+
+        def tick() -> None:
+            tell(next(numbers))
+
+        look = functools.partial(_check_scene, size=size, gap=gap, classes=len(reader.classes), tick=tick)
+        images, damaged = check_images(scenes, small, tick) if blind else (None, [])
+        reports = [] if blind else _check_scenes(scenes, look, damaged)
+    if not images and not any(report.views or report.points for report in reports):
         reasons = Counter(reason for report in reports for reason in report.skipped)
+        reasons.update(reason for _, reason in damaged)
         why = "; ".join(reason for reason, _ in reasons.most_common(4)) or "neither two views nor a cloud"
-        raise BadData(f"--data {data}: no scene can be used: {why}")
+        raise BadData(f"--data {data}: no {'image' if blind else 'scene'} can be used: {why}")
     report = CheckReport(
         data=data,
         reader=_family(reader),
         classes=tuple(reader.classes),
         gap=gap,
-        scenes=reports,
-        skipped=_by_reason(reader.skipped),
+        scenes=tuple(reports),
+        skipped=_by_reason([*reader.skipped, *damaged]),
+        images=images,
     )
     if file is not None:
         _write(file, report)
     return report
+
+
+def _parts(scene: Scene) -> int:
+    """Its views and its cloud; a damaged calibration is told when the scene is looked at."""
+    try:
+        return 1 + len(scene.cameras)
+    except UserError:
+        return 1
+
+
+def _check_scenes(
+    scenes: Sequence[Scene], look: Callable[[Scene], SceneReport], damaged: list[Skipped]
+) -> list[SceneReport]:
+    """What the scenes hold; those that cannot be read are added to `damaged`."""
+    from splatlearn.data.scene import Skipped
+
+    reports = []
+    for scene in scenes:
+        try:
+            reports.append(look(scene))
+        except UserError as error:
+            damaged.append(Skipped(scene.name, str(error)))
+    return reports
 
 
 def _check_scene(scene: Scene, size: tuple[int, int], gap: int, classes: int, tick: Callable[[], None]) -> SceneReport:

@@ -67,6 +67,31 @@ class PointsReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImagesReport:
+    """Images without cameras, every one decoded. Sizes are upright, by their number of pixels.
+
+    Args:
+        count: images that can be used.
+        kinds: format and mode -> images.
+        smallest: width and height.
+        median: width and height.
+        largest: width and height.
+        least: pixels below which a side is small.
+        small: images with a side that is.
+        same: names of images whose files are the same byte for byte, by file.
+    """
+
+    count: int
+    kinds: Mapping[str, int]
+    smallest: tuple[int, int]
+    median: tuple[int, int]
+    largest: tuple[int, int]
+    least: int
+    small: int
+    same: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SceneReport:
     """One scene; `views` or `points` is None where the scene has none."""
 
@@ -90,8 +115,9 @@ class CheckReport:
         reader: that read it.
         classes: names of the class ids.
         gap: raw frames between the views whose overlap was measured.
-        scenes: by name.
-        skipped: whole scenes that were left out: reason -> names.
+        scenes: by name; none of images without cameras, which `images` sums up.
+        skipped: whole scenes and images that were left out, damaged ones too: reason -> names.
+        images: those without cameras, None where there are none.
     """
 
     data: str
@@ -100,6 +126,7 @@ class CheckReport:
     gap: int
     scenes: tuple[SceneReport, ...]
     skipped: Mapping[str, tuple[str, ...]]
+    images: ImagesReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they go into JSON."""
@@ -108,9 +135,10 @@ class CheckReport:
     def __rich__(self) -> RenderableType:
         from rich.console import Group
 
-        head = f"{self.data}: reader {self.reader}, {len(self.scenes)} scene(s)"
-        tables = [make(self.scenes) for make in (_views_table, _points_table)]
-        lines = [*_label_lines(self), *_seen_lines(self), *_remarks(self)]
+        count = f"{len(self.scenes)} scene(s)" if self.images is None else f"{self.images.count} image(s)"
+        head = f"{self.data}: reader {self.reader}, {count}"
+        tables = [_images_table(self), *(make(self.scenes) for make in (_views_table, _points_table))]
+        lines = [*_label_lines(self), *_seen_lines(self), *_same_lines(self), *_remarks(self)]
         parts = [head, *(t for t in tables if t.row_count), *lines]
         return Group(*parts)
 
@@ -131,6 +159,22 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, overflow="fold")
+    return table
+
+
+def _images_table(report: CheckReport) -> Table:
+    images = report.images
+    least = f"below {images.least if images else 0} px"
+    table = _table("Images", "images", "left out", "smallest", "median", "largest", least, "copies", "kinds")
+    if images is not None:
+        table.add_row(
+            f"{images.count:,}",
+            f"{sum(map(len, report.skipped.values())):,}",
+            *(f"{width}x{height}" for width, height in (images.smallest, images.median, images.largest)),
+            f"{images.small:,}",
+            f"{sum(len(names) - 1 for names in images.same):,}",
+            ", ".join(f"{kind} {count:,}" for kind, count in images.kinds.items()),
+        )
     return table
 
 
@@ -198,13 +242,21 @@ def _seen_lines(report: CheckReport) -> list[str]:
     return ["", "Points seen, least/median/most, in so many scans: " + ", ".join(rows)]
 
 
+def _same_lines(report: CheckReport) -> list[str]:
+    """The first groups of images that are the same."""
+    same = report.images.same if report.images else ()
+    more = [f"and {len(same) - _SHOWN_NAMES} more that are there several times"] if len(same) > _SHOWN_NAMES else []
+    return ["", *(f"the same: {_listed(names)}" for names in same[:_SHOWN_NAMES]), *more] if same else []
+
+
 def _remarks(report: CheckReport) -> list[str]:
     lines: list[str] = []
     for scene in report.scenes:
         lines += [f"{scene.name}: {note}" for note in scene.notes]
         lines += [f"{scene.name}: warning: {warning}" for warning in scene.warnings]
         lines += [f"{scene.name}: left out {_listed(names)}: {why}" for why, names in scene.skipped.items()]
-    lines += [f"scene left out ({_listed(names)}): {why}" for why, names in report.skipped.items()]
+    what = "scene" if report.images is None else "image"
+    lines += [f"{what} left out ({_listed(names)}): {why}" for why, names in report.skipped.items()]
     return ["", *lines] if lines else []
 
 

@@ -20,9 +20,10 @@ from splatlearn.verbs import columns
 EXTRAS = {
     "cuda": ("gsplat",),
     "ray": ("ray",),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "shards": ("fsspec", "aiohttp"),
     "track": ("tensorboard", "wandb"),
     "view": ("viser",),
-    "export": ("onnx", "onnxruntime", "onnxscript"),
 }
 """Extra -> its packages; a test compares them with the project's metadata."""
 

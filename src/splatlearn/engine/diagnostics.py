@@ -15,7 +15,7 @@ ENOUGH_UPDATES = 3
 FLAT = 1e-12
 """A loss whose updates deviate by less, as a share of its size, is constant but for rounding."""
 
-Series = tuple[list[float], list[float]]
+Series = tuple[Sequence[float], Sequence[float]]
 """Steps, and a value at each."""
 
 

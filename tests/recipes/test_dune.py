@@ -306,7 +306,7 @@ class TestRun:
         lines = [line["loss"] for line in log(tmp_path / "run")]
         assert np.mean(lines[-10:]) < 0.8 * np.mean(lines[:10])
         assert load_encoder(tmp_path / "run").name == "vit.tiny"
-        *pictures, chart = preview(recipe).items()
+        chart, *pictures = preview(recipe).items()
         pictures = dict(pictures)
         assert len(pictures) == 4 * 6 and all(picture.shape == (3, 56, 56) for picture in pictures.values())
         assert chart[0].startswith("Variance explained by principal components/64 patches of 4 validation images")

@@ -270,9 +270,9 @@ class Dune(Recipe[Photos]):
 
     @torch.no_grad()
     def preview(self, batch: Photos) -> dict[str, Tensor]:
-        """A row of pictures of each of the first images: it, and the principal components of the student's features,
-        and of each teacher's standardised ones beside those that the student gives in their place, in colours of all
-        images together; and the variance that so many components of each explain, over all images that differ."""
+        """The variance that principal components explain over all images that differ; and a row of pictures of each of
+        the first: it, and the components of the student's features, and of each teacher's standardised ones beside
+        those that the student gives in their place, in colours of all these images together."""
         images, size = batch.images, tuple(batch.images.images.shape[2:])
         first = [row for row, name in enumerate(batch.names) if name not in batch.names[:row]]
         maps = self.student(images, self.grid)
@@ -292,9 +292,9 @@ class Dune(Recipe[Photos]):
         chart = plots.variance_curves(curves, dashed=students, plain=["student's features"])
         count = tokens["student's features"][..., 0].numel()
         caption = (
-            f"{count:,} patches of {len(first)} validation images; the teachers' are standardised; dotted: {MOST:.0%}"
+            f"{count:,} patches of {len(first)} validation images; the teachers' are standardised; dotted: {100 * MOST:.0f} %"
         )
-        return pictures | {f"Variance explained by principal components/{caption}": plots.decode_png(chart)}
+        return {f"Variance explained by principal components/{caption}": plots.decode_png(chart), **pictures}
 
     def _colors(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """(B 3 h w) of tokens (B P C) by title; what is in a teacher's place has the colours of the teacher's."""

@@ -291,9 +291,7 @@ class Dune(Recipe[Photos]):
         students = [f"{name}: student" for name in self.config.teachers]
         chart = plots.variance_curves(curves, dashed=students, plain=["student's features"])
         count = tokens["student's features"][..., 0].numel()
-        caption = (
-            f"{count:,} patches of {len(first)} validation images; the teachers' are standardised; dotted: {100 * MOST:.0f} %"
-        )
+        caption = f"{count:,} patches of {len(first)} validation images, the teachers' standardised; dotted: 90 %"
         return {f"Variance explained by principal components/{caption}": plots.decode_png(chart), **pictures}
 
     def _colors(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:

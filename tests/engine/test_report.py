@@ -242,3 +242,11 @@ class TestCharts:
         assert size(plots.bars({"this": 3.0, "that": 2.0}, "dB", ["this"]))[0] > 500
         assert size(plots.shares({"forward": 1.0, "backward": 0.0}))[0] > 500
         assert size(plots.shares({"forward": 0.0}))[0] > 500
+        assert size(plots.heat_map(np.array([[1, np.nan], [np.nan, 1]]), ["a", "b"]))[0] > 500
+
+    def test_a_chart_as_a_picture(self):
+        curves = {"a": torch.tensor([0.5, 1.0]), "a, again": torch.tensor([0.7, 1.0]), "b": torch.tensor([1.0])}
+        png = plots.variance_curves(curves, dashed=["a, again"], plain=["b"])
+        shown = plots.decode_png(png)
+        assert shown.shape == (3, *reversed(size(png)))
+        assert plots.to_uint8(shown).tobytes() == np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).tobytes()

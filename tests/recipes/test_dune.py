@@ -267,7 +267,7 @@ class TestNumbers:
         score = _Fit()
         for part in range(2):
             score.add({"patch": prediction[part : part + 1]}, {"patch": target[part : part + 1]})
-        loss, explained = score.numbers()
+        loss, explained, *_ = score.numbers()
         return float(loss), float(explained)
 
     def test_the_mean_explains_nothing_and_the_truth_all(self):
@@ -283,6 +283,20 @@ class TestNumbers:
             each = [numbers[f"{key}/{name}"] for name in TEACHERS]
             assert numbers[key] == pytest.approx(sum(each) / 2)
 
+    def test_components_of_most_of_the_variance(self, recipe):
+        batches = [batch_of(recipe), batch_of(recipe, first=4)]
+        numbers = recipe.eval().evaluate(batches)
+        for row, name in enumerate(TEACHERS):
+            for key, find in (("components90", recipe.targets), ("components90_student", self.predictions(recipe))):
+                patches = torch.cat([find(batch.images)[row]["patch"].flatten(0, 1) for batch in batches])
+                variances = np.linalg.svd((patches - patches.mean(0)).detach().double().numpy())[1] ** 2
+                most = int((variances.cumsum() / variances.sum() < 0.9).sum()) + 1
+                assert numbers[f"{key}/{name}"] == most
+        assert 1 <= numbers["components90_student"] <= 32
+
+    def predictions(self, recipe: Dune):
+        return lambda images: recipe.predict(recipe.student(images, recipe.grid))
+
 
 class TestRun:
     def test_it_learns_is_exported_and_shown(self, tmp_path):
@@ -292,8 +306,10 @@ class TestRun:
         lines = [line["loss"] for line in log(tmp_path / "run")]
         assert np.mean(lines[-10:]) < 0.8 * np.mean(lines[:10])
         assert load_encoder(tmp_path / "run").name == "vit.tiny"
-        pictures = preview(recipe)
+        chart, *pictures = preview(recipe).items()
+        pictures = dict(pictures)
         assert len(pictures) == 4 * 6 and all(picture.shape == (3, 56, 56) for picture in pictures.values())
+        assert chart[0].startswith("Variance explained by principal components/64 patches of 4 validation images")
         assert {title.partition("/")[2] for title in pictures} >= {"photograph", "mast3r.tiny: teacher"}
         facts = json.loads((tmp_path / "run" / "summary.json").read_text())
         assert facts["teachers"]["mast3r.tiny"]["source"] == "random"

@@ -235,6 +235,56 @@ def shares(values: Mapping[str, float]) -> bytes:
     return _png(figure)
 
 
+def heat_map(matrix: np.ndarray, names: Sequence[str]) -> bytes:
+    """A square of correlations between names with their numbers, blue to red from -1 to 1; a dash is undefined.
+
+    Args:
+        matrix: (T T) in [-1, 1] or NaN.
+        names: T of them.
+    """
+    figure, axes = _figure(height=0.9 + 0.42 * len(names))
+    axes.imshow(np.nan_to_num(matrix), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(matrix):
+        text, color = ("-", INK) if np.isnan(value) else (f"{value:.2f}", "white" if abs(value) > 0.6 else INK)
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
+    axes.set(xticks=range(len(names)), yticks=range(len(names)))
+    axes.set_xticklabels(names, rotation=20, ha="right")
+    axes.set_yticklabels(names)
+    axes.tick_params(length=0)
+    return _png(figure)
+
+
+def variance_curves(curves: Mapping[str, Tensor], dashed: Iterable[str] = (), plain: Iterable[str] = ()) -> bytes:
+    """Share of the variance that the first components explain, over their number on a logarithmic axis.
+
+    Args:
+        curves: name -> (C) shares that rise to 1.
+        dashed: names that are drawn dashed, in the colour of the one before.
+        plain: names that are drawn in grey.
+    """
+    figure, axes = _figure(height=3.2)
+    number, broken, grey = -1, set(dashed), set(plain)
+    for name, curve in curves.items():
+        number += name not in broken and name not in grey
+        color = "#475569" if name in grey else PALETTE[number % len(PALETTE)]
+        style = "--" if name in broken else "-"
+        shares = curve.detach().cpu().numpy()
+        axes.plot(range(1, len(shares) + 1), shares, style, color=color, label=name, linewidth=1.6)
+    axes.axhline(0.9, color="#94a3b8", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="principal components", ylabel="explained variance", xscale="log", ylim=(0, 1.02))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(True, which="both", color=PALE, linewidth=0.5)
+    axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def decode_png(png: bytes) -> Tensor:
+    """(3 H W) picture of a PNG file, a chart for instance."""
+    from PIL import Image
+
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
 def running_mean(values: Sequence[float], window: int) -> np.ndarray:
     """Mean of the last `window` values at every place (fewer at the start); what is not finite is left out."""
     array = np.asarray(values, dtype=np.float64)

@@ -3,7 +3,6 @@
 Everything but the pictures is read from the run folder, so a report can be written again at any time.
 """
 
-import base64
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,15 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from splatlearn.engine import plots
+from splatlearn.engine import markup, plots
 from splatlearn.engine.checkpoint import replace_file
+from splatlearn.engine.diagnostics import collect
 from splatlearn.engine.loader import Loader
+from splatlearn.engine.teachers_report import of_teacher, teachers_section
 from splatlearn.engine.trainable import Trainable
 
 STYLE = Path(__file__).with_name("report.css")
 METRICS = {
     "val_psnr": "PSNR of the input views, dB",
     "val_psnr_novel": "PSNR of a view that was never an input, dB",
+    "val_explained": "share of the variance of the teachers' features that is explained; a constant has 0",
     "miou": "mean IoU",
     "macc": "mean accuracy",
 }
@@ -62,8 +64,6 @@ ORIGINS = {"run": "pre-trained", "random": "random", "raw": "raw inputs"}
 WIDE = 400
 """Pixels: a wider picture takes two columns of four."""
 
-Table = Sequence[Sequence[str]]
-
 
 def write_report(
     run: Path,
@@ -90,12 +90,13 @@ def write_report(
         _renders(metrics, fitted),
         _other_metrics(metrics),
         _probes(list(probes)),
+        teachers_section(metrics, log),
         _pictures(pictures or {}),
         _curves(log),
         _cost(summary, log),
-        _details("All settings", _pairs(dict(_flatten(settings)))),
-        _details("Draws rejected", _pairs(summary.get("rejected", {}))),
-        _details("Versions", _pairs(summary.get("versions", {}))),
+        markup.details("All settings", markup.pairs(dict(_flatten(settings)))),
+        markup.details("Draws rejected", markup.pairs(summary.get("rejected", {}))),
+        markup.details("Versions", markup.pairs(summary.get("versions", {}))),
     ]
     body = "\n".join(section for section in sections if section)
     title = escape(f"{_what(settings)}: {run.name}")
@@ -159,7 +160,7 @@ def probe_rows(probes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         values = [[metrics[n] for metrics in finite if n in metrics] for n in names]
         first = fmean(values[0]) if values and values[0] else 0.0
         share_of_labels = float(members[0].get("labels", 1))
-        rows.append(((-share_of_labels, -first), [*key, *map(_range, values), str(len(members))]))
+        rows.append(((-share_of_labels, -first), [*key, *map(markup.mean_and_range, values), str(len(members))]))
     rows.sort(key=lambda row: row[0])
     header = ["encoder", "probe", "labels", *(SHORT.get(name, name) for name in names), "seeds"]
     return [header, *(row for _, row in rows)]
@@ -188,12 +189,12 @@ def _header(run: Path, settings: Mapping[str, Any], summary: Mapping[str, Any]) 
 
 
 def _verdict(metrics: Mapping[str, Any], known: Mapping[str, str]) -> str:
-    tiles = [_tile(_number(metrics[key]), text) for key, text in known.items() if key in metrics]
+    tiles = [markup.tile(markup.number(metrics[key]), text) for key, text in known.items() if key in metrics]
     finite = _finite(metrics)
     for key, other, text in COMPARED:
         if key in finite and other in finite:
             gain = finite[key] - finite[other]
-            tiles.append(_tile(f"{gain:+.2f}", text, "good" if gain > 0 else "bad"))
+            tiles.append(markup.tile(f"{gain:+.2f}", text, "good" if gain > 0 else "bad"))
     return f'<section class="tiles">{"".join(tiles)}</section>' if tiles else ""
 
 
@@ -214,13 +215,18 @@ def _renders(metrics: Mapping[str, Any], fitted: bool) -> str:
     first = next(iter(columns.values()))
     order = sorted(first, key=lambda name: -first[name])
     rows = [["", *(f"{name}, dB" for name in columns)]]
-    rows += [[name, *(_number(values.get(name)) for values in columns.values())] for name in order]
+    rows += [[name, *(markup.number(values.get(name)) for values in columns.values())] for name in order]
     figures = [
-        _figure(plots.bars(_descending(values), "PSNR, dB", ["this run"]), f"PSNR of the {name}; higher is better")
+        markup.figure(
+            plots.bars(_descending(values), "PSNR, dB", ["this run"]), f"PSNR of the {name}; higher is better"
+        )
         for name, values in columns.items()
     ]
     text = FIT_TEXT if fitted else BASELINES_TEXT
-    return _section("Rendered views against baselines", f"<p>{text}</p>{_table(rows, 'this run')}{_row(figures)}")
+    return markup.section(
+        "Rendered views against baselines",
+        f"<p>{text}</p>{markup.table(rows, 'this run')}{markup.side_by_side(figures)}",
+    )
 
 
 def _compared(metrics: Mapping[str, Any], suffix: str) -> dict[str, float]:
@@ -245,9 +251,9 @@ def _other_metrics(metrics: Mapping[str, Any]) -> str:
     rest = {
         key: value
         for key, value in metrics.items()
-        if not key.startswith(known) and key not in {*METRICS, *FIT_METRICS}
+        if not key.startswith(known) and key not in {*METRICS, *FIT_METRICS} and not of_teacher(key)
     }
-    return _section("Other metrics", _pairs({k: _number(v) for k, v in rest.items()})) if rest else ""
+    return markup.section("Other metrics", markup.pairs({k: markup.number(v) for k, v in rest.items()})) if rest else ""
 
 
 def _probes(probes: Sequence[Mapping[str, Any]]) -> str:
@@ -258,7 +264,7 @@ def _probes(probes: Sequence[Mapping[str, Any]]) -> str:
         "statistics set on the data; <i>raw inputs</i> is the same probe on the input attributes; <i>finetune</i> "
         "of a random encoder is training from scratch."
     )
-    return _section("What a probe finds in the features", f"<p>{text}</p>{_table(probe_rows(probes))}")
+    return markup.section("What a probe finds in the features", f"<p>{text}</p>{markup.table(probe_rows(probes))}")
 
 
 def _pictures(pictures: Mapping[str, Tensor]) -> str:
@@ -266,65 +272,49 @@ def _pictures(pictures: Mapping[str, Tensor]) -> str:
     for title, picture in pictures.items():
         group, _, caption = title.partition("/")
         kind = "photo wide" if picture.shape[2] > WIDE else "photo"
-        groups[group].append(_figure(plots.encode_png(picture), caption, kind))
-    rows = [f"<h3>{escape(group)}</h3>{_row(figures)}" for group, figures in groups.items()]
-    return _section("Pictures", "".join(rows)) if rows else ""
+        groups[group].append(markup.figure(plots.encode_png(picture), caption, kind))
+    rows = [f"<h3>{escape(group)}</h3>{markup.side_by_side(figures)}" for group, figures in groups.items()]
+    return markup.section("Pictures", "".join(rows)) if rows else ""
 
 
 def _curves(log: Sequence[Mapping[str, Any]]) -> str:
     if not log:
         return ""
     parts = {"loss": "loss"} | {key: key for key in _series(log, "losses")}
-    losses = _collect(log, {name: key for key, name in parts.items()})
+    losses = collect(log, {name: key for key, name in parts.items()})
     if "loss" in losses and len(losses) == 2:  # the only part is the total
         losses = {"loss": losses["loss"]}
-    figures = [_figure(plots.curves(losses, "step", "loss"), "Loss: raw values pale, running mean dark")]
+    figures = [markup.figure(plots.curves(losses, "step", "loss"), "Loss: raw values pale, running mean dark")]
     for key, name in (("psnr", "PSNR, dB"), ("accuracy", "accuracy")):
-        values = _collect(log, {name: key})
+        values = collect(log, {name: key})
         if values:
-            figures.append(_figure(plots.curves(values, "step", name, log=False), f"{name} on training samples"))
-    rate = _collect(log, {"learning rate": "learning_rate"})
+            figures.append(markup.figure(plots.curves(values, "step", name, log=False), f"{name} on training samples"))
+    rate = collect(log, {"learning rate": "learning_rate"})
     if rate:
-        figures.append(_figure(plots.curves(rate, "step", "learning rate", log=False, smooth=1), "Learning rate"))
-    return _section("Training", _row(figures))
+        figures.append(markup.figure(plots.curves(rate, "step", "learning rate", log=False, smooth=1), "Learning rate"))
+    return markup.section("Training", markup.side_by_side(figures))
 
 
 def _series(log: Sequence[Mapping[str, Any]], group: str) -> list[str]:
     return list(log[-1].get(group, {})) if isinstance(log[-1].get(group), Mapping) else []
 
 
-def _collect(log: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, tuple[list[float], list[float]]]:
-    """Name -> (steps, values) of the log's keys, looked for at the top, then in `losses` and `metrics`."""
-    found: dict[str, tuple[list[float], list[float]]] = {}
-    for name, key in names.items():
-        pairs = [(line["step"], _lookup(line, key)) for line in log if "step" in line]
-        numbers = [(step, float(value)) for step, value in pairs if isinstance(value, int | float)]
-        if numbers:
-            found[name] = [step for step, _ in numbers], [value for _, value in numbers]
-    return found
-
-
-def _lookup(line: Mapping[str, Any], key: str) -> Any:
-    places = [line, line.get("losses"), line.get("metrics")]
-    return next((place[key] for place in places if isinstance(place, Mapping) and key in place), None)
-
-
 def _cost(summary: Mapping[str, Any], log: Sequence[Mapping[str, Any]]) -> str:
     facts = {
-        "steps a second": _number(summary.get("steps_per_second")),
+        "steps a second": markup.number(summary.get("steps_per_second")),
         "peak memory": f"{summary['peak_memory_mb']:,.0f} MB" if "peak_memory_mb" in summary else "",
         "Gaussians a sample": f"{summary['gaussians_per_sample']:,.0f}" if "gaussians_per_sample" in summary else "",
     }
     facts = {name: value for name, value in facts.items() if value}
     split = summary.get("seconds") or {}
-    figures = [_figure(plots.shares(split), "Where the time of a step goes")] if split else []
-    seconds = _collect(log, {"seconds": "seconds"})
+    figures = [markup.figure(plots.shares(split), "Where the time of a step goes")] if split else []
+    seconds = collect(log, {"seconds": "seconds"})
     if seconds:
-        figures.append(_figure(plots.curves(seconds, "step", "seconds a step"), "Duration of a step"))
+        figures.append(markup.figure(plots.curves(seconds, "step", "seconds a step"), "Duration of a step"))
     if not facts and not figures:
         return ""
-    tiles = "".join(_tile(value, name) for name, value in facts.items())
-    return _section("Cost", f'<div class="tiles">{tiles}</div>{_row(figures)}')
+    tiles = "".join(markup.tile(value, name) for name, value in facts.items())
+    return markup.section("Cost", f'<div class="tiles">{tiles}</div>{markup.side_by_side(figures)}')
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -335,67 +325,6 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
             yield f"{prefix}{key}", value
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>"
-
-
-def _details(title: str, body: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{body}</details>" if body else ""
-
-
-def _tile(value: str, text: str, mood: str = "") -> str:
-    return f'<div class="tile {mood}"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
-
-
-def _figure(png: bytes, caption: str, kind: str = "chart") -> str:
-    data = base64.b64encode(png).decode()
-    alt = escape(caption, quote=True)
-    return (
-        f'<figure class="{kind}"><img alt="{alt}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def _row(figures: Sequence[str]) -> str:
-    return f'<div class="figures">{"".join(figures)}</div>' if figures else ""
-
-
-def _table(rows: Table, highlight: str = "") -> str:
-    """Numbers are aligned to the right; the first row is the header."""
-    head = "".join(f"<th{_align(name, rows, i)}>{escape(name)}</th>" for i, name in enumerate(rows[0]))
-    body = []
-    for row in rows[1:]:
-        cells = "".join(f"<td{_align(cell, rows, i)}>{escape(cell)}</td>" for i, cell in enumerate(row))
-        body.append(f"<tr{' class=mark' if row[0] == highlight else ''}>{cells}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-
-
-def _align(cell: str, rows: Table, column: int) -> str:
-    numeric = all(not row[column] or row[column].lstrip("+-")[:1].isdigit() or row[column] == "-" for row in rows[1:])
-    return ' class="number"' if numeric and column else ""
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    rows = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in values.items())
-    return f'<table class="pairs">{rows}</table>' if rows else ""
-
-
 def _name(part: Any) -> str:
     """`sparse_unet` of a name or of `{name: sparse_unet, options: ...}`."""
     return str(part.get("name", "")) if isinstance(part, Mapping) else str(part or "")
-
-
-def _number(value: Any) -> str:
-    if not isinstance(value, int | float) or not isfinite(value):
-        return "-" if value is None or isinstance(value, float) else str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.4f}"
-
-
-def _range(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    digits = 1 if max(map(abs, values)) > 1.5 else 3  # percent, or a share
-    mean, low, high = (f"{value:.{digits}f}" for value in (fmean(values), min(values), max(values)))
-    return mean if len(values) == 1 else f"{mean} ({low} to {high})"

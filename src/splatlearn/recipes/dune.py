@@ -21,6 +21,7 @@ from splatlearn.data.scene import Source
 from splatlearn.encoders.base import FeatureMaps, ImageEncoder
 from splatlearn.encoders.patches import token_grid
 from splatlearn.engine import plots
+from splatlearn.engine.diagnostics import Spread, spread_of
 from splatlearn.engine.trainable import Progress, Recipe, Step
 from splatlearn.errors import BadData, ConfigError, nearest
 from splatlearn.heads.projectors import (
@@ -40,6 +41,10 @@ from splatlearn.teachers.standardize import Standardizer, StandardizerConfig, mo
 
 GENERIC = "generic"
 """The group of images that are of no teacher's domain."""
+SHOWN = 4
+"""Images that the report has pictures of."""
+MOST = 0.9
+"""Share of the variance that `components90` counts the principal components of."""
 Tokens = dict[str, Tensor]
 """By kind: `cls` (B C) where the teacher has a class token, and `patch` (B P C)."""
 
@@ -162,7 +167,7 @@ class Dune(Recipe[Photos]):
     """
 
     student: ImageEncoder
-    previewed = 4
+    previewed = 32
 
     def __init__(self, config: DuneConfig, *, student: ImageEncoder, source: Source) -> None:
         super().__init__()
@@ -241,42 +246,58 @@ class Dune(Recipe[Photos]):
     def evaluate(self, batches: Iterable[Photos]) -> dict[str, float]:
         """Over all validation images, as means over teachers and by name: `val_loss`, of which nothing is dropped, and
         `val_explained`, the share of the variance of the teacher's standardised patches that is explained: 1 less the
-        sum of the squared errors over that of the squared distances from their mean, so that a constant has 0."""
-        fits = [_Fit() for _ in self.taught]
+        sum of the squared errors over that of the squared distances from their mean, so that a constant has 0.
+        `components90` is how many principal components hold 90 % of the variance: by name, of the teacher's
+        standardised patches; `components90_student` of what the student gives for them, and of its own features."""
+        fits, own = [_Fit() for _ in self.taught], Spread()
         for batch in batches:
-            predictions = self.predict(self.student(batch.images, self.grid))
-            for fit, prediction, target in zip(fits, predictions, self.targets(batch.images), strict=True):
+            maps = self.student(batch.images, self.grid)
+            own.add(_patches(maps))
+            for fit, prediction, target in zip(fits, self.predict(maps), self.targets(batch.images), strict=True):
                 fit.add(prediction, target)
         numbers = zip(*(fit.numbers() for fit in fits), strict=True)
-        losses, explained = map(torch.stack, numbers)
+        losses, explained, *components = map(torch.stack, numbers)
         each = {"val_loss": losses, "val_explained": explained}
         means = {key: float(values.mean()) for key, values in each.items()}
+        each |= dict(zip(("components90", "components90_student"), components, strict=True))
+        means["components90_student"] = own.components(MOST)
         return means | {key: float(value) for key, value in self._by_teacher(each).items()}
 
     @torch.no_grad()
     def preview(self, batch: Photos) -> dict[str, Tensor]:
-        """A row of pictures an image: it, and the principal components of the student's features, and of each teacher's
-        standardised ones beside those that the student gives in their place. Colours are those of all images together.
-        """
-        images, (width, height) = batch.images, self.grid
+        """The variance that principal components explain over all images that differ; and a row of pictures of each of
+        the first: it, and the components of the student's features, and of each teacher's standardised ones beside
+        those that the student gives in their place, in colours of all these images together."""
+        images, size = batch.images, tuple(batch.images.images.shape[2:])
+        first = [row for row, name in enumerate(batch.names) if name not in batch.names[:row]]
         maps = self.student(images, self.grid)
-        rows = {"student's features": maps.levels[-1].flatten(2).transpose(1, 2)}
+        tokens = {"student's features": _patches(maps)}
         for name, prediction, target in zip(self.config.teachers, self.predict(maps), self.targets(images)):
-            rows |= {f"{name}: teacher": target["patch"], f"{name}: student": prediction["patch"]}
-        groups = [("student's features",), *((f"{n}: teacher", f"{n}: student") for n in self.config.teachers)]
+            tokens |= {f"{name}: teacher": target["patch"], f"{name}: student": prediction["patch"]}
+        tokens = {title: of[first] for title, of in tokens.items()}
+        pictures, colors = {}, self._colors({title: of[:SHOWN] for title, of in tokens.items()})
+        for number, row in enumerate(first[:SHOWN]):
+            group = f"{number + 1}: {batch.names[row].replace('/', ' ')}"
+            pictures[f"{group}/photograph"] = images.images[row]
+            for title, shown in colors.items():
+                picture = functional.interpolate(shown[number][None], size, mode="nearest")[0]
+                pictures[f"{group}/{title}"] = picture
+        curves = {title: spread_of([of]).cumulative() for title, of in tokens.items()}
+        students = [f"{name}: student" for name in self.config.teachers]
+        chart = plots.variance_curves(curves, dashed=students, plain=["student's features"])
+        count = tokens["student's features"][..., 0].numel()
+        caption = f"{count:,} patches of {len(first)} validation images, the teachers' standardised; dotted: 90 %"
+        return {f"Variance explained by principal components/{caption}": plots.decode_png(chart), **pictures}
+
+    def _colors(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """(B 3 h w) of tokens (B P C) by title; what is in a teacher's place has the colours of the teacher's."""
+        width, height = self.grid
         colors: dict[str, Tensor] = {}
-        for group in groups:
-            tokens = torch.cat([rows[title].float().flatten(0, 1) for title in group])
-            parts = plots.pca_colors(tokens).t().unflatten(1, (len(group), len(images), height, width))
+        for group in [("student's features",), *((f"{n}: teacher", f"{n}: student") for n in self.config.teachers)]:
+            rows = torch.cat([tokens[title].float().flatten(0, 1) for title in group])
+            parts = plots.pca_colors(rows).t().unflatten(1, (len(group), -1, height, width))
             colors |= dict(zip(group, parts.permute(1, 2, 0, 3, 4)))
-        size = tuple(images.images.shape[2:])
-        pictures = {}
-        for row, name in enumerate(batch.names):
-            pictures[f"{row + 1}: {name.replace('/', ' ')}/photograph"] = images.images[row]
-            for title, maps_of in colors.items():
-                picture = functional.interpolate(maps_of[row][None], size, mode="nearest")[0]
-                pictures[f"{row + 1}: {name.replace('/', ' ')}/{title}"] = picture
-        return pictures
+        return colors
 
     def projectors(self) -> Mapping[str, tuple[str, Mapping[str, Any]]]:
         """That of every teacher."""
@@ -299,20 +320,30 @@ class _Fit:
 
     def __init__(self) -> None:
         self.parts: list[Tensor] = []
+        self.spreads = Spread(), Spread()  # of the teacher's, and of what is given for it
 
     def add(self, prediction: Tokens, target: Tokens) -> None:
         losses, true = _losses(prediction, target).double(), target["patch"].flatten(0, -2).double()
+        for spread, tokens in zip(self.spreads, (target, prediction)):
+            spread.add(tokens["patch"])
         errors = prediction["patch"].flatten(0, -2).double() - true
         sizes = losses.new_tensor([len(losses), len(true)])
         numbers = torch.stack([losses.sum(), errors.square().sum(), true.square().sum()])
         self.parts.append(torch.cat([sizes, numbers, true.sum(0)]))
 
-    def numbers(self) -> tuple[Tensor, Tensor]:
-        """The mean loss, and the explained share of the variance; 0 where there is none."""
+    def numbers(self) -> tuple[Tensor, ...]:
+        """The mean loss, the explained share of the variance, 0 where there is none, and the components of most of it:
+        of the teacher's, and of what is given for it."""
         total = torch.stack(self.parts).sum(0)
         images, patches, losses, errors, squares = total[:5]
         spread = squares - total[5:].square().sum() / patches
-        return losses / images, torch.where(spread > 0, 1 - errors / spread, torch.zeros_like(spread))
+        explained = torch.where(spread > 0, 1 - errors / spread, torch.zeros_like(spread))
+        return losses / images, explained, *(total.new_tensor(of.components(MOST)) for of in self.spreads)
+
+
+def _patches(maps: FeatureMaps) -> Tensor:
+    """(B P C) of the last level."""
+    return maps.levels[-1].flatten(2).transpose(1, 2)
 
 
 def _losses(prediction: Tokens, target: Tokens) -> Tensor:

@@ -70,7 +70,7 @@ def chosen_levels(encoder: "ImageEncoder", levels: Levels) -> tuple[int, ...]:
     return tuple(range(count)) if levels == "all" else (count - 1,)
 
 
-def nearest_multiple(size: Size, patch: int) -> Size:
+def nearest_multiple(size: tuple[float, float], patch: int) -> Size:
     """The size whose sides are the multiples of the patch that are nearest, one patch at least."""
     width, height = (max(1, int(side / patch + 0.5)) * patch for side in size)
     return width, height

@@ -149,8 +149,16 @@ view
   --camera N
   --overlay
   --up x|y|z|-x|-y|-z
+  --encoder NAME_OR_RUN
+  --teacher NAME
+  --at N,N,N
+  --images N
+  --page PATH
+  --device TEXT
   --host TEXT
   --port N
+  --encoder.OPTION VALUE
+  --teacher.OPTION VALUE
   --data.OPTION VALUE
 
 list

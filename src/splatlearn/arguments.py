@@ -207,8 +207,9 @@ def _metavar(parameter: Parameter) -> str:
     choices = [arg for arg in typing.get_args(hint) if arg is not type(None)] or [hint]
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(map(str, choices))
-    if tuple in (typing.get_origin(choice) for choice in (hint, *choices)):
-        return "TEXT,..." if str in choices else "N,N"
+    for choice in (hint, *choices):
+        if typing.get_origin(choice) is tuple:
+            return "TEXT,..." if str in typing.get_args(choice) else ",".join("N" * len(typing.get_args(choice)))
     kinds = {bool: "", int: "N", float: "X", Path: "PATH", str: "TEXT"}
     return next((text for kind, text in kinds.items() if kind in choices), "VALUE")
 

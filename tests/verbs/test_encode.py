@@ -10,7 +10,8 @@ from splatlearn.data.scene import Rejected
 from splatlearn.encoders.base import PointEncoder
 from splatlearn.errors import BadData, UserError
 from splatlearn.tasks.encoders import resolve_encoder
-from splatlearn.verbs.encode import LoadedEncoder, encode, load
+from splatlearn.verbs.encode import encode, load
+from splatlearn.verbs.encode_points import LoadedEncoder
 from tasks import worlds
 
 

@@ -38,7 +38,7 @@ RAW_OF_SCANS = ("position", "radius")
 """Inputs that `raw` has besides of lidar scans (points with `reflectance`), whose origin is the sensor."""
 RAW_PATCH = 14
 """Pixels between the tokens that `raw` makes of images, as DUNE's students have them."""
-KINDS: Mapping[type, str] = {PointEncoder: "points", ImageEncoder: "images"}
+KINDS: Mapping[type, str] = {PointEncoder: "points", ImageEncoder: "images", Encoder: "anything"}
 Origin = Literal["run", "random", "raw", "teacher"]
 
 
@@ -146,7 +146,7 @@ def resolve_encoder(
             features are then those after its projector.
         available: attributes of the data; of points, `raw` takes those it knows, and the height.
         seed: of random weights. The global generator is left as it was.
-        kind: what is wanted, `PointEncoder` or `ImageEncoder`.
+        kind: what is wanted: `PointEncoder`, `ImageEncoder`, or `Encoder` for either; `raw` then is of points.
 
     Raises:
         UserError: neither of these, or an encoder of another kind; random weights are never a fallback.
@@ -159,15 +159,15 @@ def resolve_encoder(
         return Resolved(_of_kind(encoder, name, kind), "random")
     if prefix == "teacher" and rest:
         return Resolved(_of_kind(TeacherEncoder(create_teacher(rest, given)), name, kind), "teacher")
-    projector = given.pop("projector", "") if issubclass(kind, ImageEncoder) else ""
+    projector = given.pop("projector", "") if kind is not PointEncoder else ""
     if given:
         raise ConfigError(f"--encoder {name}: options {sorted(given)} only go with random:NAME and teacher:NAME")
     if name == "raw":
-        return Resolved(_raw(available) if kind is PointEncoder else RawPixels(), "raw")
+        return Resolved(RawPixels() if kind is ImageEncoder else _raw(available), "raw")
     run = Path(name).expanduser()
     if not run.is_dir():
         raise _unresolved(name, kind)
-    encoder = _of_kind(load_encoder(run), name, kind)
+    encoder = _of_kind(load_encoder(run), name, ImageEncoder if projector else kind)
     if projector:
         encoder = ProjectedEncoder(encoder, load_projector(run, projector), projector)
     return Resolved(encoder, "run")

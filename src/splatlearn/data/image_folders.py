@@ -74,6 +74,8 @@ class Photograph(Scene):
         turned: whether it is turned by 90 degrees clockwise.
     """
 
+    turned: bool = False
+
     def __init__(self, root: Path, file: str, turned: bool = False) -> None:
         self.root, self.name, self.turned = root, file, turned
         if (first := file.split("/", 1)[0]) in SPLITS:

@@ -50,7 +50,7 @@ def plan_images(encoder: "ImageEncoder", source: "Source", levels: Levels, size:
     return Plan(jobs, width, facts, "tokens lie in grids (h w C)", damaged)
 
 
-def views_of(scenes: "list[Scene]", every: int = 1) -> list[View]:
+def views_of(scenes: "Sequence[Scene]", every: int = 1) -> list[View]:
     """Each n-th view of every recording, and each n-th photograph, in order, named as one file each."""
     views, photographs = [], 0
     for scene in scenes:

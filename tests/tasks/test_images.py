@@ -108,8 +108,9 @@ class TestSegmentation:
         assert int(model.probe.best) == 1
 
     def test_nothing_to_train_everything_with(self):
-        with pytest.raises(ConfigError, match="--probe finetune: images have linear and decoder probes"):
-            ImageSegmentation.training(CONFIG, "finetune")
+        trial = Trial(task="image_segmentation", source=Source(name="rooms.tiny"), probe="finetune")
+        with pytest.raises(ConfigError, match=r"--probe finetune: image_segmentation has none \(it has: lin"):
+            trial.training()
 
     def test_labels_of_another_size(self, tmp_path):
         source = data(tmp_path)
@@ -203,8 +204,8 @@ class TestClassification:
             ImageClassification.hold(self.config, encoder(), source)
 
     def test_only_linear(self):
-        with pytest.raises(ConfigError, match="--probe decoder"):
-            ImageClassification.training(self.config, "decoder")
+        with pytest.raises(ConfigError, match="--probe decoder: image_classification has none"):
+            Trial(task="image_classification", source=Source(name="rooms.tiny"), probe="decoder").training()
 
 
 class TestEncoders:

@@ -28,11 +28,13 @@ class Task(Trainable[B]):
     Attributes:
         encodes: the kind of encoder that it tests.
         headline: the number that methods are compared by, in percent, higher being better.
+        probes: that it has.
         width: channels of the chosen levels.
     """
 
     encodes: ClassVar[type[Encoder]] = PointEncoder
     headline: ClassVar[str] = "miou"
+    probes: ClassVar[tuple[ProbeName, ...]] = ("linear", "decoder", "finetune")
     encoder: Any
     probe: nn.Module
 
@@ -50,11 +52,7 @@ class Task(Trainable[B]):
     @classmethod
     @abstractmethod
     def training(cls, config: Any, probe: ProbeName) -> dict[str, Any]:
-        """Options of the loop's `TrainConfig` for a config and a probe.
-
-        Raises:
-            ConfigError: the task has no such probe.
-        """
+        """Options of the loop's `TrainConfig` for a config and one of `probes`."""
 
     @classmethod
     @abstractmethod

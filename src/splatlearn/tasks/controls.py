@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from splatlearn import registry
 from splatlearn.config import to_options
-from splatlearn.encoders.base import PointEncoder
+from splatlearn.encoders.base import Encoder
 from splatlearn.engine.checkpoint import replace_file
 from splatlearn.engine.jobs import Job, require_done, run_jobs
 from splatlearn.engine.jobs_local import Processes
@@ -35,8 +35,10 @@ class Wanted(NamedTuple):
     over_raw: float
 
 
-WANTED: Mapping[str, Wanted] = MappingProxyType({"rooms": Wanted(8.0, 3.0), "streets": Wanted(5.0, 5.0)})
-"""World -> what is a clear margin there (our default)."""
+WANTED: Mapping[str, Wanted] = MappingProxyType(
+    {"rooms": Wanted(8.0, 3.0), "streets": Wanted(5.0, 5.0), "camvid": Wanted(3.0, 3.0)}
+)
+"""World, or name of a data set's folder -> what is a clear margin there (our default)."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ class Margin:
     Args:
         pretrained, random, raw: one value a seed.
         wanted: what a clear margin is on this data; None where nobody has said.
+        unit: of the values.
     """
 
     pretrained: tuple[float, ...]
     random: tuple[float, ...]
     raw: tuple[float, ...]
     wanted: Wanted | None
+    unit: str = "mIoU"
 
     @property
     def over_random(self) -> float:
@@ -77,8 +81,9 @@ class Margin:
         if self.wanted is not None:
             least, also = f" (at least {self.wanted[0]:g} wanted)", f" (at least {self.wanted[1]:g})"
         control = max(*self.random, *self.raw)
+        random, raw = f"{self.over_random:+.1f} {self.unit}", f"{self.over_raw:+.1f}"
         return (
-            f"{word}: {self.over_random:+.1f} mIoU over random{least}, {self.over_raw:+.1f} over raw inputs{also}; "
+            f"{word}: {random} over random{least}, {raw} over raw inputs{also}; "
             f"worst pre-trained seed {min(self.pretrained):.1f}, best seed of a control {control:.1f}"
         )
 
@@ -93,17 +98,25 @@ class Comparison:
 
     evaluations: tuple[Evaluation, ...]
 
-    def values(self, origin: str, probe: str, labels: float, metric: str = "miou") -> tuple[float, ...]:
-        """One number a seed, by seed."""
+    @property
+    def headline(self) -> str:
+        """The number that methods are compared by."""
+        return registry.tasks.family(self.evaluations[0].task).cls.headline
+
+    def values(self, origin: str, probe: str, labels: float, metric: str = "", encoder: str = "") -> tuple[float, ...]:
+        """One number a seed, by seed; of teachers, of which there may be several, of the one named."""
         chosen = [e for e in self.evaluations if (e.origin, e.probe, e.labels) == (origin, probe, labels)]
-        return tuple(e.metrics[metric] for e in sorted(chosen, key=lambda e: e.seed))
+        chosen = [e for e in chosen if not encoder or e.encoder == encoder]
+        return tuple(e.metrics[metric or self.headline] for e in sorted(chosen, key=lambda e: e.seed))
 
     @property
     def margin(self) -> Margin:
         """The verdict at the largest share of labels."""
         most = max(e.labels for e in self.evaluations if e.probe == "linear")
         pretrained, random, raw = (self.values(origin, "linear", most) for origin in ("run", "random", "raw"))
-        return Margin(pretrained, random, raw, WANTED.get(self.evaluations[0].data.partition(".")[0]))
+        first = self.evaluations[0]
+        name = Path(first.data).name.partition(".")[0].lower() if self.headline == "miou" else ""
+        return Margin(pretrained, random, raw, WANTED.get(name), NUMBERS.get(self.headline, self.headline))
 
     @property
     def transfer(self) -> dict[float, float]:
@@ -127,27 +140,36 @@ class Comparison:
         replace_file(path, json.dumps({"verdict": verdict, "evaluations": self.to_dicts()}, indent=2) + "\n")
 
     def rows(self) -> list[list[str]]:
-        """Header and rows: method, share of labels, mean and values of mIoU by seed, mean of mAcc."""
-        keys = dict.fromkeys((e.labels, e.probe, e.origin) for e in self.evaluations)
+        """Header and rows: method, share of labels, mean and values of the headline by seed, means of the others."""
+        further = [name for name in self.evaluations[0].metrics if name != self.headline]
+        keys = dict.fromkeys(
+            (e.labels, e.probe, e.origin, e.encoder if e.origin == "teacher" else "") for e in self.evaluations
+        )
         order = list(METHODS)
-        rows = [["method", "labels", "mIoU", "by seed", "mAcc"]]
-        for labels, probe, origin in sorted(keys, key=lambda k: (-k[0], order.index((k[2], k[1])))):
-            miou, macc = (self.values(origin, probe, labels, metric) for metric in ("miou", "macc"))
-            by_seed = ", ".join(f"{value:.1f}" for value in miou)
-            mean = f"{fmean(miou):.1f}"
-            rows.append([METHODS[origin, probe], f"{100 * labels:g} %", mean, by_seed, f"{fmean(macc):.1f}"])
+        titles = [NUMBERS.get(name, name) for name in (self.headline, *further)]
+        rows = [["method", "labels", titles[0], "by seed", *titles[1:]]]
+        for labels, probe, origin, name in sorted(keys, key=lambda k: (-k[0], order.index((k[2], k[1])), k[3])):
+            first, *others = (self.values(origin, probe, labels, metric, name) for metric in (self.headline, *further))
+            by_seed = ", ".join(f"{value:.1f}" for value in first)
+            means = [f"{fmean(of):.{1 if fmean(of) >= 10 else 2}f}" for of in others]
+            method = METHODS[origin, probe].format(teacher=name.partition(":")[2])
+            rows.append([method, f"{100 * labels:g} %", f"{fmean(first):.1f}", by_seed, *means])
         return rows
 
     def __str__(self) -> str:
         header, *rows = self.rows()
-        tuned = [f"Fine-tuned less from scratch at {100 * s:g} %: {d:+.1f} mIoU" for s, d in self.transfer.items()]
-        return "\n".join([draw("segmentation", header, rows), str(self.margin), *tuned])
+        unit = NUMBERS.get(self.headline, self.headline)
+        tuned = [f"Fine-tuned less from scratch at {100 * s:g} %: {d:+.1f} {unit}" for s, d in self.transfer.items()]
+        return "\n".join([draw(self.evaluations[0].task, header, rows), str(self.margin), *tuned])
 
 
+NUMBERS = {"miou": "mIoU", "macc": "mAcc", "rmse": "RMSE", "rel": "AbsRel", "delta1": "< 1.25", "knn": "kNN"}
+"""Numbers as a reader knows them."""
 METHODS = {
     ("run", "linear"): "pre-trained, frozen: linear probe",
     ("random", "linear"): "random, frozen: linear probe",
     ("raw", "linear"): "raw inputs: linear probe",
+    ("teacher", "linear"): "teacher {teacher}: linear probe",
     ("run", "decoder"): "pre-trained, frozen: decoder probe",
     ("random", "decoder"): "random, frozen: decoder probe",
     ("raw", "decoder"): "raw inputs: decoder probe",
@@ -166,6 +188,7 @@ def compare_with_controls(
     labels: Sequence[float] = (1.0, 0.1),
     finetune_labels: Sequence[float] = (0.1,),
     finetune_seeds: int | None = None,
+    teachers: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     jobs: int = 1,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
@@ -181,6 +204,8 @@ def compare_with_controls(
         labels: shares of the labels for the linear probes.
         finetune_labels: shares of the labels for fine-tuning and training from scratch.
         finetune_seeds: number of seeds of those two rows, by default all; each takes longer than all probes of a seed.
+            Tasks without that probe have none.
+        teachers: name -> options: what each teacher itself is worth, in a row of its own.
         jobs: parts of the table at the same time, in processes that share the cores.
         tell: gets a line when something begins, or is done by one of several `jobs`.
 
@@ -188,7 +213,7 @@ def compare_with_controls(
         ConfigError: the runs hold different encoders.
         UserError: a part failed.
     """
-    like = _one_kind(runs)
+    like, tunable = _one_kind(runs), "finetune" in registry.tasks.family(trial.task).cls.probes
     random = f"random:{like.name}", to_options(like.config)
     of_seed = {trial.seed + k: str(runs[k % len(runs)]) for k in range(seeds)}
     frozen = replace(trial, probe="linear")
@@ -199,7 +224,11 @@ def compare_with_controls(
     parts["linear probe of raw"] = partial(_linear, frozen, "raw", None, [*of_seed], labels)
     for seed in of_seed:  # random weights differ from seed to seed, and so do their features
         parts[f"seed {seed}: linear probe of {random[0]}"] = partial(_linear, frozen, *random, [seed], labels)
-    for seed, run in [*of_seed.items()][:finetune_seeds]:
+    for name, options in teachers.items():
+        parts[f"linear probe of teacher {name}"] = partial(
+            _linear, frozen, f"teacher:{name}", options, [*of_seed], labels
+        )
+    for seed, run in [*of_seed.items()][:finetune_seeds] if tunable else []:
         for share, (name, options) in product(finetune_labels, ((run, None), random)):
             tuned = replace(trial, probe="finetune", seed=seed, labels=share)
             what = f"seed {seed}: training everything from {name}, {100 * share:g} % of the labels"
@@ -245,8 +274,8 @@ def _tuned(trial: Trial, name: str, options: Mapping[str, Any] | None) -> list[E
     return [run_probe(trial, find_encoder(trial, name, options), name)]
 
 
-def _one_kind(runs: Iterable[Path]) -> PointEncoder:
-    encoders = [resolve_encoder(str(run)).encoder for run in runs]
+def _one_kind(runs: Iterable[Path]) -> Any:
+    encoders = [resolve_encoder(str(run), kind=Encoder).encoder for run in runs]
     if not encoders:
         raise ConfigError("no run to compare with its controls")
     kinds = {(e.name, json.dumps(to_options(e.config), sort_keys=True)) for e in encoders}

@@ -14,6 +14,7 @@ from splatlearn.encoders.base import calibrate
 from splatlearn.engine.checkpoint import encoder_digest, replace_file, versions
 from splatlearn.engine.config import TrainConfig
 from splatlearn.engine.loop import Terminated, train
+from splatlearn.errors import ConfigError
 from splatlearn.tasks.base import ProbeName
 from splatlearn.tasks.encoders import Resolved, device_of, pick_device, resolve_encoder, seeded
 
@@ -100,9 +101,16 @@ class Trial:
         return registry.tasks.config(self.task, self.task_options, where="--task")
 
     def training(self) -> TrainConfig:
-        """The loop's config."""
+        """The loop's config.
+
+        Raises:
+            ConfigError: the task has no such probe.
+        """
+        family = registry.tasks.family(self.task)
+        if self.probe not in family.cls.probes:
+            raise ConfigError(f"--probe {self.probe}: {family.name} has none (it has: {', '.join(family.cls.probes)})")
         given = {"steps": self.steps} if self.steps else {}
-        own = registry.tasks.family(self.task).cls.training(self.config, self.probe)
+        own = family.cls.training(self.config, self.probe)
         options = merge(merge(own, self.train_options), {**given, "seed": self.seed})
         return configure(TrainConfig, options, "--train")
 

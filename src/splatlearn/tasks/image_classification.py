@@ -21,7 +21,7 @@ from splatlearn.data.sampling import split_scenes
 from splatlearn.data.scene import Rejected, Scene, Source
 from splatlearn.encoders.base import ImageEncoder
 from splatlearn.engine.trainable import Progress, Step
-from splatlearn.errors import BadData, ConfigError
+from splatlearn.errors import BadData
 from splatlearn.losses.segmentation import cross_entropy
 from splatlearn.registry import tasks
 from splatlearn.structures import Batch, Packed
@@ -164,6 +164,7 @@ class ImageClassification(Task[Classified]):
 
     encodes = ImageEncoder
     headline = "accuracy"
+    probes = ("linear",)
     probe: LinearProbe
 
     def __init__(
@@ -188,13 +189,7 @@ class ImageClassification(Task[Classified]):
 
     @classmethod
     def training(cls, config: ImageClassificationConfig, probe: ProbeName) -> dict[str, Any]:
-        """Adam with one cycle; every layer has its own rate.
-
-        Raises:
-            ConfigError: another probe than `linear`.
-        """
-        if probe != "linear":
-            raise ConfigError(f"--probe {probe}: image_classification has a linear probe, and neighbours beside it")
+        """Adam with one cycle; every layer has its own rate."""
         highest = max(config.learning_rates)
         rates = [rate for rate, _ in product(config.learning_rates, config.penalties)]
         return {

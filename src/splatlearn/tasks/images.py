@@ -22,7 +22,7 @@ from splatlearn.data.scene import Rejected, Scene, Source
 from splatlearn.encoders.base import FeatureMaps, ImageEncoder
 from splatlearn.encoders.patches import fit_images
 from splatlearn.engine.trainable import Progress, Step
-from splatlearn.errors import BadData, ConfigError
+from splatlearn.errors import BadData
 from splatlearn.structures import Batch, Packed
 from splatlearn.tasks.base import Levels, ProbeName, Task, chosen_levels
 from splatlearn.tasks.clouds import keep_clouds, keep_for_tuning
@@ -270,6 +270,7 @@ class ImageTask(Task[Shot]):
     """
 
     encodes = ImageEncoder
+    probes = ("linear", "decoder")
     encoder: ImageEncoder
     probe: Any
     data: ShotData
@@ -326,13 +327,7 @@ class ImageTask(Task[Shot]):
 
     @classmethod
     def training(cls, config: Any, probe: ProbeName) -> dict[str, Any]:
-        """AdamW with one cycle.
-
-        Raises:
-            ConfigError: `finetune`.
-        """
-        if probe == "finetune":
-            raise ConfigError("--probe finetune: images have linear and decoder probes, of frozen encoders")
+        """AdamW with one cycle."""
         highest = config.learning_rates[0]
         each = {f"probe.heads.{i}.*": rate / highest for i, rate in enumerate(config.learning_rates)}
         return {

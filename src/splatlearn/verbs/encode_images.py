@@ -3,6 +3,7 @@
 Legend: V views, H W pixels, h w tokens of a grid, C channels. A size is (width, height).
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple

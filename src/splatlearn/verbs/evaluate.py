@@ -39,12 +39,17 @@ def evaluate(
     `linear` and `decoder` keep the encoder frozen; `finetune` trains it too. Controls are asked for by name:
     `random:NAME` is an untrained network (frozen, its batch-norm statistics are set first; with `finetune` this is
     training from scratch): name the run's own preset, as in random:sparse_unet.tiny, to compare like with like. `raw`
-    is the same probe on the input attributes.
+    is the same probe on the input attributes, or on the pixels.
+
+    Of images, `image_segmentation` takes folders with classes of pixels, `image_depth` recordings with depth, and
+    `image_classification` a folder a class, and tells what the nearest neighbours say, too. Their encoder may be a
+    teacher, teacher:NAME with --encoder.weights; with --encoder.projector TEACHER the features of a run are those after
+    the projector that it learnt for that teacher.
 
     Args:
-        task: segmentation.
-        encoder: run folder, random:NAME, or raw.
-        data: rooms, streets, or a folder of labelled clouds or scans.
+        task: segmentation; image_segmentation, image_depth, image_classification.
+        encoder: run folder, random:NAME, teacher:NAME, or raw.
+        data: rooms, streets, or a folder of labelled clouds, scans or images.
         probe: what is trained.
         preset: of the task: small, tiny; lidar, lidar-tiny for scans.
         labels: share of the labelled training points (lidar: scans) that is used, the same for every method.
@@ -56,7 +61,7 @@ def evaluate(
         json: file for the result, written anew.
         run: folder to keep the probe's log and weights in; by default nothing is kept.
         data_options: options of the data's reader.
-        encoder_options: options of a random:NAME encoder.
+        encoder_options: options of a random:NAME encoder or a teacher; projector of a run.
         task_options: options of the task.
         train_options: options of the training loop.
 
@@ -64,6 +69,7 @@ def evaluate(
         UserError: unknown names or options, data without labels or without what the encoder takes, or a `json`
             that cannot be written.
     """
+    from splatlearn.encoders.base import Encoder
     from splatlearn.engine.runtime import is_main
     from splatlearn.errors import Problems
     from splatlearn.tasks.encoders import resolve_encoder
@@ -75,7 +81,7 @@ def evaluate(
         task, preset, data, data_options, task_options, train_options, probe, labels, steps, seed, problems=problems
     )
     if problems:
-        problems.catch(lambda: resolve_encoder(encoder, encoder_options))
+        problems.catch(lambda: resolve_encoder(encoder, encoder_options, kind=Encoder))
     problems.tell()
     robustness = robustness or corrupted is not None
     if robustness:
@@ -110,6 +116,7 @@ def evaluate_table(
     labels: Sequence[float] = (1.0, 0.1),
     finetune_labels: Sequence[float] = (0.1,),
     finetune_seeds: int | None = None,
+    teachers: Mapping[str, Options] | None = None,
     seed: int = 0,
     json: Path | None = None,
     data_options: Options | None = None,
@@ -123,12 +130,14 @@ def evaluate_table(
     Args:
         run: run folder of `pretrain`, or one a seed.
         data: labelled data.
-        task: segmentation.
+        task: segmentation; image_segmentation, image_depth, image_classification.
         preset: of the task.
         seeds: number of seeds of every row.
         labels: shares of the labels for the linear probes.
-        finetune_labels: shares of the labels for fine-tuning and training from scratch; empty leaves them out.
+        finetune_labels: shares of the labels for fine-tuning and training from scratch; empty leaves them out, as do
+            tasks that have no such probe.
         finetune_seeds: number of seeds of those two rows; by default all.
+        teachers: of images, name -> options (weights...): further rows, what each teacher itself is worth.
         seed: the first seed.
         json: file for all results and the verdict.
         data_options: options of the data's reader.
@@ -155,6 +164,7 @@ def evaluate_table(
         labels=labels,
         finetune_labels=finetune_labels,
         finetune_seeds=finetune_seeds,
+        teachers=teachers or {},
         jobs=jobs,
         tell=tell,
     )

@@ -2,17 +2,21 @@
 
 import json
 import pickle
+import re
 from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 import torch
 
 import splatlearn
 from splatlearn.cli import main
+from splatlearn.encoders.base import ImageEncoder
 from splatlearn.encoders.published import MODELS, create_encoder
+from splatlearn.encoders.published_vit import vit_defaults, vit_options
 from splatlearn.encoders.vit import ViT, ViTConfig
 from splatlearn.encoders.weights import load_weights, read_weights
-from splatlearn.engine.checkpoint import load_encoder
+from splatlearn.engine.checkpoint import load_encoder, load_projector
 from splatlearn.errors import BadData, UserError
 from splatlearn.heads.projectors import (
     LadderProjectorConfig,
@@ -20,15 +24,19 @@ from splatlearn.heads.projectors import (
     create_projector,
     projector_layout,
 )
+from splatlearn.heads.published_projectors import read_projectors
 from splatlearn.registry import encoders
+from splatlearn.tasks.encoders import resolve_encoder
 
 TEACHERS = ("dino2reg_vitlarge_14", "mast3r_vitlarge_16")
 OURS = {"class_token": "cls_token", "positions": "pos_embed", "registers": "register_tokens"}
+SETTINGS = {"dune": TransformerProjectorConfig(), "unic": LadderProjectorConfig(hidden=8, last_hidden=10)}
 SMALL = {"width": 64, "heads": 1, "depth": 4, "levels": (0, 1, 2, 3), "norm": True}
 
 
 def published(kind, prefix="module."):
-    """A state dict under the published names, whose final norm was never trained."""
+    """A state dict under the published names, whose final norm was never trained, and whose second teacher has no
+    class token."""
     torch.manual_seed(0)
     config = {"patch": 14, "size": 56} if kind == "dune" else {"patch": 16, "size": 64, "registers": 0}
     student = ViT(ViTConfig(**SMALL, **config, layer_scale=1e-4 if kind == "dune" else 0.0))
@@ -36,15 +44,16 @@ def published(kind, prefix="module."):
     for key, value in student.state_dict().items():
         name = OURS.get(key, key.replace("patches.", "patch_embed.proj.").replace("blocks.", "blocks.0."))
         state[f"encoder.{name}"] = value
-    settings = TransformerProjectorConfig() if kind == "dune" else LadderProjectorConfig(hidden=8, last_hidden=8)
     for teacher in TEACHERS:
-        for key, value in create_projector(settings, student.channels, 12).state_dict().items():
+        summary = kind == "dune" or teacher == TEACHERS[0]  # DUNE's projectors are the same for all
+        for key, value in create_projector(SETTINGS[kind], student.channels, 12, summary).state_dict().items():
             name = (
                 f"projectors.{teacher}.{key}" if kind == "dune" else f"lp.heads.{teacher}.{key.removeprefix('kinds.')}"
             )
             state[name] = value
         if kind == "dune":
-            state[f"teacher_norms.{teacher}.normalizers.patch.mean"] = torch.zeros(12)
+            for token in ("patch", "cls")[: 2 - TEACHERS.index(teacher)]:
+                state[f"teacher_norms.{teacher}.normalizers.{token}.mean"] = torch.zeros(12)
     return student.eval(), {f"{prefix}{key}": value for key, value in state.items()}
 
 
@@ -101,6 +110,115 @@ def test_a_projector_of_a_file(tmp_path):
     assert len(report.loaded) == len(projector.state_dict())
     key = f"module.projectors.{TEACHERS[1]}.linear.weight"
     assert torch.equal(projector.get_parameter("linear.weight"), read_weights(source)[key])
+
+
+class TestProjectors:
+    @pytest.mark.parametrize("kind", ["dune", "unic"])
+    def test_features_after_them(self, tmp_path, kind):
+        """The whole way, against the modules built directly."""
+        student, state = published(kind)
+        done = splatlearn.convert(checkpoint(tmp_path / "a.pth", state), tmp_path / "out")
+        student = ViT(replace(student.config, norm=False)).eval()
+        load_weights(student, state, "vit")
+        images = pictures(student.patch)
+        for teacher in TEACHERS:
+            projector = create_projector(SETTINGS[kind], student.channels, 12, teacher == TEACHERS[0]).eval()
+            assert len(load_weights(projector, state, projector_layout(teacher)).loaded) == len(projector.state_dict())
+            found = resolve_encoder(str(tmp_path / "out"), {"projector": teacher}, kind=ImageEncoder).encoder
+            expected, projected = projector(student(images)), found(images)
+            assert torch.equal(projected.levels[0], expected.levels[0]) and found.channels == (12,)
+            assert torch.equal(projected.summary, expected.summary)
+        name = {"dune": "transformer", "unic": "ladder"}[kind]
+        for words in (
+            f"projectors: {TEACHERS[0]} ({name}, 12 channels, class token and patches), "
+            f"{TEACHERS[1]} ({name}, 12 channels, patches); features after one: --encoder.projector TEACHER",
+            {"dune": "(teacher_norms) are left out", "unic": "(teacher_ft_stats) are left out"}[kind],
+            "of the projectors too",
+        ):
+            assert words in str(done)
+
+    def test_a_trunk_has_none_and_leaves_none(self, tmp_path):
+        _, state = published("dune")
+        splatlearn.convert(checkpoint(tmp_path / "a.pth", state), tmp_path / "out")
+        assert (tmp_path / "out" / "projectors.safetensors").is_file()
+        trunk = checkpoint(tmp_path / "b.pth", {key: value for key, value in state.items() if "encoder." in key})
+        done = splatlearn.convert(trunk, tmp_path / "out", overwrite=True)
+        assert "projectors: there are none" in str(done) and "statistics" not in str(done)
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["encoder.json", "encoder.safetensors"]
+        with pytest.raises(UserError, match=r"--encoder\.projector t: no such projector in .* \(it has none\)"):
+            resolve_encoder(str(tmp_path / "out"), {"projector": "t"}, kind=ImageEncoder)
+
+    @pytest.mark.parametrize(
+        ("kind", "options", "reason"),
+        [
+            ("dune", {"norm": True}, "it learnt from levels with norm False: leave --encoder.norm out"),
+            ("dune", {"levels": (0, 2)}, "it reads block 3, the last, of which the encoder gives no level"),
+            ("unic", {"levels": (1, 3)}, "it reads the blocks [0, 1, 2, 3], the encoder's levels are [1, 3]"),
+        ],
+    )
+    def test_options_that_they_cannot_work_with(self, tmp_path, kind, options, reason):
+        source = checkpoint(tmp_path / "a.pth", published(kind)[1])
+        done = splatlearn.convert(source, tmp_path / "out", encoder_options=options)
+        assert f"projectors left out: {', '.join(TEACHERS)}: {reason}" in str(done)
+        assert "projectors: " not in str(done) and "of the projectors too" not in str(done)
+        assert not (tmp_path / "out" / "projectors.safetensors").exists()
+
+    def test_every_key_is_used_or_told(self, tmp_path):
+        _, state = published("dune")
+        start = f"module.projectors.{TEACHERS[0]}."
+        state[f"{start}odd"], state["module.projectors.alone"] = torch.zeros(1), torch.zeros(1)
+        state.pop(f"{start}blocks.0.ls1.gamma")
+        state["module.projectors.third.fc.weight"] = torch.zeros(2, 2)
+        done = splatlearn.convert(checkpoint(tmp_path / "a.pth", state), tmp_path / "out")
+        assert done.facts["projectors"].startswith(f"{TEACHERS[1]} (transformer")
+        for words in (
+            f"2 unexpected: projectors.{TEACHERS[0]}.blocks.0.ls2.gamma, projectors.{TEACHERS[0]}.odd",
+            "third: no projector of DUNE or UNIC: linear.weight is expected, and there are fc.weight",
+            "projectors.alone: no projector",
+        ):
+            assert words in done.facts["projectors left out"]
+        facts = json.loads((tmp_path / "out" / "encoder.json").read_text())
+        assert list(facts["projectors"]) == [TEACHERS[1]]
+
+    def test_a_ladder_of_some_blocks(self, tmp_path):
+        """Those are the levels then."""
+        _, state = published("unic")
+        some = {key: value for key, value in state.items() if not re.search(r"\.(cls|patch)\.[02]\.", key)}
+        splatlearn.convert(checkpoint(tmp_path / "a.pth", some), tmp_path / "out")
+        assert load_encoder(tmp_path / "out").config.levels == (1, 3)
+        projector = load_projector(tmp_path / "out", TEACHERS[1])
+        key = f"module.lp.heads.{TEACHERS[1]}.patch.1.layers.0.weight"
+        assert torch.equal(projector.get_parameter("kinds.patch.0.layers.0.weight"), state[key])
+
+    @pytest.mark.parametrize(
+        "manifest",
+        [
+            *(f"dune_vit{size}14_{pixels}" for size in ("small", "base") for pixels in (336, 448)),
+            "unic_vitb16_four_teachers",
+        ],
+    )
+    def test_full_size_manifests(self, shared_parity, manifest):
+        about = json.loads((shared_parity / "manifests" / f"{manifest}.json").read_text())
+        norm = {"encoder.norm.weight": torch.ones, "encoder.norm.bias": torch.zeros}
+        state = {
+            key: norm[key](value["shape"]) if key in norm else torch.empty(value["shape"], device="meta")
+            for key, value in about["keys"].items()
+        }
+        options = vit_options(state, shared_parity)
+        defaults = vit_defaults(state, options)
+        with torch.device("meta"):
+            read = read_projectors(state, ViT(ViTConfig(**options, **defaults)), defaults["norm"])
+        assert not read.refused and sorted(read.found) == sorted(about["config"]["teachers"])
+        placed = sum(len(projector.state_dict()) for _, projector in read.found.values())
+        assert placed == sum(key.startswith(("projectors.", "lp.")) for key in state)
+        if manifest.startswith("unic"):
+            assert defaults["levels"] == tuple(range(12))
+            config = LadderProjectorConfig()
+            assert all(own == config and p.summary and p.out_channels == 768 for own, p in read.found.values())
+        else:
+            assert {own for own, _ in read.found.values()} == {TransformerProjectorConfig()}
+            assert {name.partition("_")[0] for name, (_, p) in read.found.items() if p.summary} == {"dino2reg"}
+            assert {p.out_channels for _, p in read.found.values()} == {1024}
 
 
 class TestRefusals:

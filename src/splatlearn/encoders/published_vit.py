@@ -1,5 +1,6 @@
 """DUNE's and UNIC's files: whose they are, and the vision transformer that they fit."""
 
+import re
 from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
@@ -17,6 +18,8 @@ HEADS = ("projectors.", "teacher_norms.", "lp.")
 """Beginnings of the keys of what is no part of the encoder."""
 HEAD_WIDTH = 64
 """Channels of an attention head in all of DUNE's and UNIC's students; shapes do not tell it."""
+STATISTICS = {"DUNE": "teacher_norms", "UNIC": "teacher_ft_stats"}
+"""Where the means and deviations of the teachers' features are."""
 LICENCES = {
     "DUNE": "DUNE's, for non-commercial use only (naver/dune)",
     "UNIC": "CC BY-NC-SA 4.0: non-commercial, shared alike, with attribution (naver/unic)",
@@ -39,6 +42,9 @@ def vit_facts(state: Mapping[str, Tensor]) -> tuple[str, str, dict[str, str]]:
     heads = any(key.startswith(("projectors.", "lp.")) for key in state)
     norm = "trained, and so it follows every level" if _norm_was_trained(state) else "never trained, and left out"
     facts = {"norm": f"{norm} (otherwise --encoder.norm)", "licence": LICENCES[generation]}
+    if heads:
+        where = STATISTICS[generation]
+        facts["statistics"] = f"of the teachers' features ({where}) are left out: projectors give standardised ones"
     return generation, "distilled" if heads else "trunk", facts
 
 
@@ -71,9 +77,11 @@ def vit_options(state: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
 
 
 def vit_defaults(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The norm where it was trained, and levels after each quarter of the blocks."""
+    """The norm where it was trained, and as levels the blocks that ladders read, or else those after each quarter."""
     depth = options["depth"]
-    return {"norm": _norm_was_trained(state), "levels": tuple(max(depth * part // 4, 1) - 1 for part in (1, 2, 3, 4))}
+    ladder = {int(match[1]) for key in state if (match := re.match(r"lp\.heads\.[^.]+\.[^.]+\.(\d+)\.", key))}
+    quarters = (max(depth * part // 4, 1) - 1 for part in (1, 2, 3, 4))
+    return {"norm": _norm_was_trained(state), "levels": tuple(sorted(ladder) or quarters)}
 
 
 def _norm_was_trained(state: Mapping[str, Tensor]) -> bool:

@@ -240,14 +240,20 @@ def projector_of(facts: Mapping[str, Any]) -> ImageProjector:
     return create_projector(config, facts["channels"], facts["out_channels"], facts["summary"])
 
 
-def projector_layout(teacher: str) -> Layout:
+def projector_layout(teacher: str, blocks: Sequence[int] = ()) -> Layout:
     """Where DUNE's and UNIC's files keep the projector of a teacher, by the name they have for it.
 
     What else such a file holds may be left over.
+
+    Args:
+        teacher: its name.
+        blocks: those that a ladder reads, one for each of the student's levels; all if none are named.
     """
     name = teacher.replace(".", r"\.")
+    rungs = enumerate(blocks)
     return Layout(
         (
+            *((rf"lp\.heads\.{name}\.(cls|patch)\.{b}\.(.+)", rf"kinds.\1.{level}.\2", None) for level, b in rungs),
             (rf"projectors\.{name}\.(.+)", r"\1", None),
             (rf"lp\.heads\.{name}\.(cls|patch)\.(.+)", r"kinds.\1.\2", None),
         ),

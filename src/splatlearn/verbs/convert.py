@@ -52,9 +52,10 @@ def convert(
     Axes, unit and order of the Gaussians stay as they are. What the target cannot hold is printed.
 
     Weights of WaffleIron, ScaLR, ScaLR+, DUNE and UNIC (checkpoints, or their .tar.gz) become a folder that `--encoder`
-    takes: safetensors and a description. Every key must fit; heads and projectors are left out. A segmentation
-    network does not tell its activation: --encoder.act gelu (ScaLR+) or relu. Nothing of the file is run. DUNE's and
-    UNIC's licences allow no commercial use.
+    takes: safetensors and a description. Every key must fit; heads are left out. A segmentation network does not tell
+    its activation: --encoder.act gelu (ScaLR+) or relu. Nothing of the file is run. DUNE's and UNIC's projectors
+    are kept for --encoder.projector TEACHER of `evaluate`, or it is said why not. Their licences allow no commercial
+    use.
 
     A run, or a folder of such an encoder, becomes a graph of ONNX where TARGET ends in .onnx: `vit` for any number of
     images and any multiples of the patch, `waffleiron` for one scan of any number of points. onnxruntime must give

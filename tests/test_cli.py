@@ -87,9 +87,11 @@ sweep
   --encoders TEXT,...
   --teachers TEXT,...
   --data NAME_OR_DIR
+  --vary VALUE
   --seeds N
   --steps N
   --labelled TEXT
+  --task TEXT
   --task-preset TEXT
   --jobs N
   --retries N

@@ -37,6 +37,7 @@ class Evaluation:
         options: settings that were changed, by part.
         versions: of what the result depends on.
         further: what else was measured with the trained task, by name.
+        preset: of the task.
     """
 
     task: str
@@ -52,6 +53,7 @@ class Evaluation:
     options: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     further: Mapping[str, Any] = field(default_factory=dict)
+    preset: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `--json` writes it."""
@@ -200,6 +202,7 @@ def run_probe(
         options={part: values for part, values in options.items() if values},
         versions=versions(),
         further=then(task),
+        preset=trial.task.partition(".")[2] or registry.tasks.presets(family.name)[0],
     )
 
 

@@ -16,7 +16,7 @@ from splatlearn.tasks.evaluation import Trial, find_encoder, run_probe
 from splatlearn.tasks.image_classification import ImageClassification, ImageClassificationConfig, neighbours
 from splatlearn.tasks.image_depth import ImageDepth, ImageDepthConfig
 from splatlearn.tasks.image_segmentation import ImageSegmentation, ImageSegmentationConfig
-from splatlearn.tasks.images import Shot
+from splatlearn.tasks.shots import Shot
 
 CONFIG = ImageSegmentationConfig(tokens=7, rows=64, steps=30, batch=2)
 CLASSES = {"classes": ("a", "b", "c"), "ignore": (11,)}

@@ -48,7 +48,9 @@ class TestEvaluate:
         path = tmp_path / "new" / "result.json"
         result = run(json=path, labels=0.5, seed=3)
         written = json.loads(path.read_text())
-        assert {"task", "probe", "metrics", "per_class", "encoder", "data", "seed", "versions", "preset"} <= set(written)
+        assert {"task", "probe", "metrics", "per_class", "encoder", "data", "seed", "versions", "preset"} <= set(
+            written
+        )
         assert (written["task"], written["probe"]) == ("segmentation", "linear")
         assert (written["encoder"], written["data"], written["seed"]) == ("random:pointwise", "patches", 3)
         assert written["metrics"].keys() == {"miou", "macc", "accuracy"}

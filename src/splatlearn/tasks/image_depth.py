@@ -12,13 +12,11 @@ from torchmetrics.functional.regression import mean_absolute_percentage_error, m
 
 from splatlearn.config import require
 from splatlearn.data.scene import Scene, Source
-from splatlearn.encoders.base import ImageEncoder
 from splatlearn.errors import BadData, MissingData
 from splatlearn.losses.depth import gradient_difference, scale_invariant
 from splatlearn.ops.reduce import global_mean
 from splatlearn.registry import tasks
-from splatlearn.tasks.base import ProbeName
-from splatlearn.tasks.images import ImageTask, ImageTaskConfig, Shot, ShotData
+from splatlearn.tasks.images import ImageTask, ImageTaskConfig, Shot
 
 FLOOR = 0.1
 """Added to every bin's positive part before they are made to add up to one (AdaBins' linear rule, DINOv2's probes)."""
@@ -66,33 +64,14 @@ class ImageDepth(ImageTask):
 
     Outputs are weights of bins, of which depth is the mean; they are enlarged four times before that, and depth to the
     image's size after. Pixels without depth, and beyond `near` and `far`, count for nothing.
-
-    Args:
-        config: settings.
-        encoder: frozen.
-        source: recordings with depth.
-        probe: `linear` or `decoder`.
-        labels: share of the training images that is used.
-        seed: chooses them.
-        held: what `hold` gave for this encoder.
     """
 
     headline = "delta1"
 
-    def __init__(
-        self,
-        config: ImageDepthConfig,
-        *,
-        encoder: ImageEncoder,
-        source: Source,
-        probe: ProbeName = "linear",
-        labels: float = 1.0,
-        seed: int = 0,
-        held: ShotData | None = None,
-    ) -> None:
-        parts: dict[str, Any] = {"encoder": encoder, "source": source, "probe": probe, "outputs": config.bins}
-        super().__init__(config, **parts, labels=labels, seed=seed, held=held)
-        self.register_buffer("centres", torch.linspace(config.near, config.far, config.bins), persistent=False)
+    @classmethod
+    def outputs_of(cls, config: ImageDepthConfig, source: Source) -> int:
+        """One a bin."""
+        return config.bins
 
     @classmethod
     def truth(cls, config: Any, scene: Scene, view: int) -> tuple[Tensor, Tensor]:
@@ -111,7 +90,8 @@ class ImageDepth(ImageTask):
         if self.linear:
             maps = functional.interpolate(maps, scale_factor=4, mode="bilinear")
         weights = maps.relu() + FLOOR
-        return torch.einsum("bkhw,k->bhw", weights / weights.sum(1, keepdim=True), self.centres)
+        centres = torch.linspace(self.config.near, self.config.far, self.config.bins, device=maps.device)
+        return torch.einsum("bkhw,k->bhw", weights / weights.sum(1, keepdim=True), centres)
 
     def losses(self, batch: Shot) -> Tensor:
         """The scale-invariant loss and that of the gradients, means over the images."""

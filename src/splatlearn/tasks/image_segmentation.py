@@ -9,12 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from splatlearn.data.scene import Scene, Source
-from splatlearn.encoders.base import ImageEncoder
 from splatlearn.errors import BadData
 from splatlearn.losses.segmentation import cross_entropy
 from splatlearn.registry import tasks
-from splatlearn.tasks.base import ProbeName
-from splatlearn.tasks.images import ImageTask, ImageTaskConfig, Shot, ShotData
+from splatlearn.tasks.images import ImageTask, ImageTaskConfig, Shot
 from splatlearn.tasks.scores import Scores
 
 
@@ -32,37 +30,23 @@ class ImageSegmentation(ImageTask):
     The linear probe is DINOv2's: batch norm and one linear layer on the deepest patch tokens, its outputs enlarged to
     the image. Training takes pixels at random from images without augmentation, so that features are computed once;
     whole images are evaluated, without a sliding window (both our defaults).
-
-    Args:
-        config: settings.
-        encoder: frozen.
-        source: images with labels.
-        probe: `linear` or `decoder`.
-        labels: share of the training images that is used.
-        seed: chooses them.
-        held: what `hold` gave for this encoder.
-
-    Raises:
-        BadData: the data have no labels.
     """
 
-    def __init__(
-        self,
-        config: ImageSegmentationConfig,
-        *,
-        encoder: ImageEncoder,
-        source: Source,
-        probe: ProbeName = "linear",
-        labels: float = 1.0,
-        seed: int = 0,
-        held: ShotData | None = None,
-    ) -> None:
-        classes = tuple(source.reader().classes)
-        if not classes:
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the K classes."""
+        return tuple(self.data.source.reader().classes)
+
+    @classmethod
+    def outputs_of(cls, config: ImageSegmentationConfig, source: Source) -> int:
+        """One a class.
+
+        Raises:
+            BadData: the data have no labels.
+        """
+        if not source.reader().classes:
             raise BadData(f"--data {source.name}: nobody says what classes its pixels have (--data.classes)")
-        parts: dict[str, Any] = {"encoder": encoder, "source": source, "probe": probe, "outputs": len(classes)}
-        super().__init__(config, **parts, labels=labels, seed=seed, held=held)
-        self.classes = classes
+        return len(source.reader().classes)
 
     @classmethod
     def truth(cls, config: Any, scene: Scene, view: int) -> tuple[Tensor, Tensor]:
@@ -82,10 +66,11 @@ class ImageSegmentation(ImageTask):
         """`miou`, `macc` and `accuracy` in percent over all labelled pixels of the images, and `iou/CLASS`. The means
         are over the classes that occur in the labels."""
         self.choose()
-        scores = Scores(len(self.classes), "pixel of the validation images")
+        classes = self.classes
+        scores = Scores(len(classes), "pixel of the validation images")
         for batch in batches:
             sizes = batch.sizes.values[:, 4:].tolist()
             for maps, truth, (width, height) in zip(self.best(batch), batch.truth.split(), sizes, strict=True):
                 logits = functional.interpolate(maps, (height, width), mode="bilinear")[0]
                 scores.update(logits.argmax(0).flatten(), truth.values)
-        return scores.compute(self.classes)
+        return scores.compute(classes)

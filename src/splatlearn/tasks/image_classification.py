@@ -5,7 +5,7 @@ Legend: N images, C channels, K classes.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +18,7 @@ from splatlearn.config import require
 from splatlearn.data.image_folders import SPLITS
 from splatlearn.data.photo_augment import centre_photo
 from splatlearn.data.sampling import split_scenes
-from splatlearn.data.scene import Rejected, Scene, Source
+from splatlearn.data.scene import Scene, Source
 from splatlearn.encoders.base import ImageEncoder
 from splatlearn.engine.trainable import Progress, Step
 from splatlearn.errors import BadData
@@ -29,6 +29,7 @@ from splatlearn.tasks.base import ProbeName, Task
 from splatlearn.tasks.clouds import keep_clouds, keep_for_tuning
 from splatlearn.tasks.encoders import device_of
 from splatlearn.tasks.probes import LinearProbe
+from splatlearn.tasks.shots import readable
 
 RATES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3)
 PENALTIES = (1e-6, 1e-4, 1e-2)
@@ -291,18 +292,18 @@ def _held(
     names: Sequence[str],
     classes: Sequence[str],
 ) -> Iterator[HeldImage]:
-    """Every image that can be read."""
+    """Every image that can be read; a few at a time go through the encoder."""
     encoder.eval()
-    side, device, waiting = config.tokens * encoder.patch, device_of(encoder), []
-    for number, (scene, name) in enumerate(zip(scenes, names, strict=True)):
-        try:
-            (image,) = scene.images([0])
-            waiting.append((scene.name, classes.index(name), centre_photo(image, (side, side))))
-        except Rejected:
-            pass
-        if waiting and (len(waiting) == config.memory or number == len(scenes) - 1):
-            pixels = torch.stack([image for _, _, image in waiting]).to(device)
-            summary = encoder(pixels, (config.tokens, config.tokens)).summary.float().cpu()
-            for (held, label, _), row in zip(waiting, summary):
-                yield HeldImage(held, Summaries(features=row[None], label=torch.tensor([label])))
-            waiting = []
+    side, device = config.tokens * encoder.patch, device_of(encoder)
+    label = {scene.name: classes.index(name) for scene, name in zip(scenes, names, strict=True)}
+
+    def look(scene: Scene) -> Tensor:
+        (image,) = scene.images([0])
+        return centre_photo(image, (side, side))
+
+    images = readable(scenes, look, f"features of {encoder.name}")
+    while some := list(islice(images, config.memory)):
+        pixels = torch.stack([image for _, image in some]).to(device)
+        summaries = encoder(pixels, (config.tokens, config.tokens)).summary.float().cpu()
+        for (scene, _), row in zip(some, summaries, strict=True):
+            yield HeldImage(scene.name, Summaries(features=row[None], label=torch.tensor([label[scene.name]])))

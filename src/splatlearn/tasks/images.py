@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from splatlearn.config import require
-from splatlearn.data.scene import Rejected, Scene, Source
+from splatlearn.data.scene import Scene, Source
 from splatlearn.encoders.base import FeatureMaps, ImageEncoder
 from splatlearn.engine.trainable import Progress, Step
 from splatlearn.errors import BadData
 from splatlearn.tasks.base import Levels, ProbeName, Task, chosen_levels
 from splatlearn.tasks.encoders import device_of
 from splatlearn.tasks.probes import LinearProbe, MapDecoder
-from splatlearn.tasks.shots import HeldShot, Shot, ShotData
+from splatlearn.tasks.shots import HeldShot, Shot, ShotData, readable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +175,11 @@ class ImageTask(Task[Shot]):
         data = cls.shots(config, encoder, source)
         chosen = chosen_levels(encoder, levels or config.levels)
         scenes = {split: data.scenes(split)["all"] for split in ("train", "val")}
-        first = data.fitted(data.look(scenes["train"][0])[0])[0]
+        image, truth = data.look(scenes["train"][0])
+        (wide, high), _ = data.fitted(image)
         width = sum(encoder.channels[level] for level in chosen) + (encoder.channels[-1] if config.summary else 0)
-        if sum(map(len, scenes.values())) * first[0] * first[1] * width * 4 > config.memory * 2**30:
+        size = wide * high * width * 4 + truth.numel() * 4
+        if sum(map(len, scenes.values())) * size > config.memory * 2**30:
             return None
         held = {split: tuple(_held(data, encoder, chosen, config.summary, of)) for split, of in scenes.items()}
         for split, found in held.items():
@@ -249,11 +251,7 @@ def _held(
 ) -> Iterator[HeldShot]:
     device = device_of(encoder)
     encoder.eval()
-    for scene in scenes:
-        try:
-            image, truth = data.look(scene)
-        except Rejected:
-            continue
+    for scene, (image, truth) in readable(scenes, data.look, f"features of {encoder.name}"):
         grid, pixels = data.fitted(image)
         tokens = tokens_of(encoder(pixels.to(device), grid), levels, summary)
         yield HeldShot(scene.name, tokens.cpu(), truth, grid)

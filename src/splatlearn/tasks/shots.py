@@ -6,21 +6,25 @@ images' own size.
 Legend: h w tokens of an image's grid, H W its pixels, C channels, B images. Sizes are (width, height).
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, cast
+from typing import Self, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from splatlearn.data.progress import progress
 from splatlearn.data.sampling import split_scenes
-from splatlearn.data.scene import Rejected, Scene, Source
+from splatlearn.data.scene import Rejected, Scene, Skipped, Source, reasons
 from splatlearn.encoders.patches import fit_images
 from splatlearn.errors import BadData
 from splatlearn.structures import Batch, Packed
 from splatlearn.tasks.clouds import keep_clouds, keep_for_tuning
 
+T = TypeVar("T")
+log = logging.getLogger("splatlearn")
 Truth = Callable[[Scene, int], tuple[Tensor, Tensor]]
 """Scene and number of a view -> its image (3 H W) in [0, 1], and what is true of its pixels (H W)."""
 
@@ -82,12 +86,13 @@ class HeldShot(Scene):
     Args:
         name: its name.
         tokens: (h*w C).
-        truth: (H W).
+        truth: (H W); classes are kept in 16 bits.
         grid: (w, h).
     """
 
     def __init__(self, name: str, tokens: Tensor, truth: Tensor, grid: tuple[int, int]) -> None:
-        self.name, self.tokens, self.truth, self.grid = name, tokens, truth, grid
+        self.name, self.tokens, self.grid = name, tokens, grid
+        self.truth = truth if truth.is_floating_point() else truth.short()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +152,7 @@ class ShotData:
             grid, pixels = self.fitted(image)
             tokens, size = pixels[0].flatten(1).t().contiguous(), (pixels.shape[3], pixels.shape[2])
         values, place = self._asked(truth, grid, rng)
+        values = values if values.is_floating_point() else values.long()
         sizes = torch.tensor([[*grid, *size, truth.shape[1], truth.shape[0]]])
         answers = Rows(values=values, attributes={"place": place})
         return Shot(names=(scene.name,), tokens=Rows(values=tokens), truth=answers, sizes=Rows(values=sizes))
@@ -195,3 +201,26 @@ class ShotData:
         if not found:
             raise BadData(f"--data {self.source.name}: images to train on and others to validate on are needed")
         return found
+
+
+def readable(scenes: Sequence[Scene], read: Callable[[Scene], T], what: str) -> Iterator[tuple[Scene, T]]:
+    """Every scene that can be read, with what was read of it; progress on standard error, and what is left out in the
+    log.
+
+    Args:
+        scenes: of a split.
+        read: raises `Rejected` where it cannot.
+        what: is made of them, for the reader.
+    """
+    left_out = []
+    with progress(what, len(scenes)) as tell:
+        for number, scene in enumerate(scenes):
+            tell(number)
+            try:
+                found = read(scene)
+            except Rejected as error:
+                left_out.append(Skipped(scene.name, str(error)))
+                continue
+            yield scene, found
+    if left_out:
+        log.warning("%d of %d images are left out: %s", len(left_out), len(scenes), reasons(left_out))

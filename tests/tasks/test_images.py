@@ -5,18 +5,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 
 from data.labelled_maker import write_camvid, write_classes
 from splatlearn.data.scene import Source
 from splatlearn.encoders.base import ImageEncoder
+from splatlearn.engine.report import probe_rows
 from splatlearn.errors import BadData, ConfigError, MissingData, UserError
+from splatlearn.tasks.controls import compare_with_controls
 from splatlearn.tasks.encoders import RAW_PATCH, resolve_encoder
-from splatlearn.tasks.evaluation import Trial, find_encoder, run_probe
+from splatlearn.tasks.evaluation import Trial, find_encoder, run_probe, with_unit
 from splatlearn.tasks.image_classification import ImageClassification, ImageClassificationConfig, neighbours
 from splatlearn.tasks.image_depth import ImageDepth, ImageDepthConfig
 from splatlearn.tasks.image_segmentation import ImageSegmentation, ImageSegmentationConfig
 from splatlearn.tasks.shots import Shot
+from splatlearn.verbs.pretrain import pretrain
 
 CONFIG = ImageSegmentationConfig(tokens=7, rows=64, steps=30, batch=2)
 CLASSES = {"classes": ("a", "b", "c"), "ignore": (11,)}
@@ -52,13 +56,11 @@ class TestShots:
         assert grids[0] == grids[1] == grids[2]
 
     def test_places_are_those_of_the_pixels(self, tmp_path):
-        model = task(data(tmp_path))
-        shot = next(model.data.each("val"))
-        label = model.data.scenes("val")["all"][0].truth
-        at = shot.truth["place"]
-        column = ((at[:, 0] + 1) / 2 * 40 - 0.5).round().long()
-        row = ((at[:, 1] + 1) / 2 * 28 - 0.5).round().long()
-        assert torch.equal(label[row, column], shot.truth.values)
+        model, rng = task(data(tmp_path)), np.random.default_rng(0)
+        scene = model.data.scenes("train")["all"][0]
+        shot = model.data.sample(scene, rng)
+        column, row = ((shot.truth["place"] * torch.tensor([40, 28])) - 0.5).round().long().t()
+        assert torch.equal(scene.truth[row, column].long(), shot.truth.values)
 
     def test_only_labelled_pixels_are_trained_on(self, tmp_path):
         model, rng = task(data(tmp_path)), np.random.default_rng(0)
@@ -66,11 +68,26 @@ class TestShots:
         assert len(shot.truth) == 64 and int(shot.truth.values.min()) >= 0
 
     def test_read_there_or_enlarged_is_the_same(self, tmp_path):
-        model = task(data(tmp_path)).eval()
-        shot = next(model.validation.each("val"))
+        model, rng = task(data(tmp_path)).eval(), np.random.default_rng(0)
+        shot = model.data.sample(model.data.scenes("train")["all"][0], rng)
         (there, *_), (maps, *_) = model.outputs(shot), model.maps(shot)
-        enlarged = functional.interpolate(maps[0], (28, 40), mode="bilinear")[0].flatten(1).t()
-        assert torch.allclose(there, enlarged, atol=1e-4)
+        enlarged = functional.interpolate(maps[0], (28, 40), mode="bilinear")[0]
+        column, row = ((shot.truth["place"] * torch.tensor([40, 28])) - 0.5).round().long().t()
+        assert torch.allclose(there, enlarged[:, row, column].t(), atol=1e-4)
+
+    def test_what_cannot_be_read_or_says_nothing_is_left_out_for_all(self, tmp_path, caplog):
+        folder = write_camvid(tmp_path)
+        (folder / "train" / "000.png").write_bytes(b"none")
+        (folder / "val" / "001.png").write_bytes(b"none")
+        Image.fromarray(np.full((28, 40), 11, np.uint8)).save(folder / "trainannot" / "003.png")
+        source = Source(name=str(folder), options=CLASSES)
+        for memory in (4.0, 0.0):
+            model = task(source, config=replace(CONFIG, memory=memory))
+            names = {split: [s.name for s in model.data.scenes(split)["all"]] for split in ("train", "tune", "val")}
+            assert len(names["val"]) == 2 and "val/001.png" not in names["val"]
+            assert not {"train/000.png", "train/003.png"} & {*names["train"], *names["tune"]}
+            model.choose()
+        assert "3 of 9 images are left out: 2 x an image cannot be read" in caplog.text
 
     def test_computed_before_or_at_every_step_is_the_same(self, tmp_path):
         source, config = data(tmp_path), replace(CONFIG, memory=0.0)
@@ -114,9 +131,6 @@ class TestSegmentation:
 
     def test_labels_of_another_size(self, tmp_path):
         source = data(tmp_path)
-        write_camvid(tmp_path / "other")
-        from PIL import Image
-
         Image.fromarray(np.zeros((10, 10), np.uint8)).save(tmp_path / "trainannot" / "000.png")
         with pytest.raises(BadData, match="the image has 40x28 pixels, and its labels 10x10"):
             task(source)
@@ -206,6 +220,39 @@ class TestClassification:
     def test_only_linear(self):
         with pytest.raises(ConfigError, match="--probe decoder: image_classification has none"):
             Trial(task="image_classification", source=Source(name="rooms.tiny"), probe="decoder").training()
+
+
+class TestTables:
+    def test_metres_are_no_percentages(self):
+        assert with_unit("rmse", 0.3584) == "0.358 m" and with_unit("miou", 42.04) == "42.0 %"
+
+    def test_a_projector_and_teachers_have_rows_of_their_own(self, tmp_path):
+        labelled = str(write_camvid(tmp_path / "camvid"))
+        pretrain("dune", preset="tiny", run=tmp_path / "run", data=labelled, steps=2, train_options={"batch": 2})
+        source = Source(name=labelled, options=CLASSES)
+        trial = Trial(task="image_segmentation.tiny", source=source, steps=2, task_options={"tokens": 4})
+        teachers = {"squeezenet.tiny": {"layers": [0]}}
+        table = compare_with_controls(
+            trial, [tmp_path / "run"], seeds=2, labels=(1.0,), teachers=teachers, projectors=["timm.tiny"]
+        )
+        methods = [row[0] for row in table.rows()[1:]]
+        assert methods == [
+            "pre-trained, frozen: linear probe",
+            "pre-trained, frozen: linear probe, after its projector for timm.tiny",
+            "random, frozen: linear probe",
+            "raw inputs: linear probe",
+            "teacher squeezenet.tiny: linear probe",
+        ]
+        own, after = (table.values("run", "linear", 1.0, teacher=name) for name in ("", "timm.tiny"))
+        assert len(own) == len(after) == 2 and own != after
+        assert "after its projector for timm.tiny on" in "".join(map(str, table.evaluations))
+        assert len(probe_rows(table.to_dicts())) == 6
+
+    def test_a_projector_that_the_run_has_not(self, tmp_path):
+        run = tmp_path / "run"
+        pretrain("dune", preset="tiny", run=run, data=str(write_classes(tmp_path / "data")), steps=1)
+        with pytest.raises(UserError, match=r"--encoder\.projector timm\.tinny: no such projector.*did you mean"):
+            resolve_encoder(str(run), {"projector": "timm.tinny"}, kind=ImageEncoder)
 
 
 class TestEncoders:

@@ -152,7 +152,9 @@ def probe_rows(probes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for probe in probes:
         share = f"{100 * float(probe.get('labels', 1)):.3g} %"
         name = ORIGINS.get(probe.get("origin", "")) or _name(probe.get("encoder", ""))
-        groups[(name, str(probe.get("probe", "")), share)].append(probe)
+        if projector := probe.get("projector"):
+            name = f"{name}, after its projector for {projector}"
+        groups[(str(probe.get("task", "")), name, str(probe.get("probe", "")), share)].append(probe)
     names = list(dict.fromkeys(name for probe in probes for name in probe.get("metrics", {})))
     rows = []
     for key, members in groups.items():
@@ -162,7 +164,7 @@ def probe_rows(probes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         share_of_labels = float(members[0].get("labels", 1))
         rows.append(((-share_of_labels, -first), [*key, *map(markup.mean_and_range, values), str(len(members))]))
     rows.sort(key=lambda row: row[0])
-    header = ["encoder", "probe", "labels", *(SHORT.get(name, name) for name in names), "seeds"]
+    header = ["task", "encoder", "probe", "labels", *(SHORT.get(name, name) for name in names), "seeds"]
     return [header, *(row for _, row in rows)]
 
 

@@ -295,6 +295,7 @@ class HeldData:
     rows: int
     whole: bool = False
     tune: tuple[Held, ...] = ()
+    in_memory = True
 
     def scenes(self, split: str) -> Mapping[str, Sequence[Held]]:
         """The clouds of `train`, `tune` or `val`."""

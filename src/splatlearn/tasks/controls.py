@@ -103,10 +103,16 @@ class Comparison:
         """The number that methods are compared by."""
         return registry.tasks.family(self.evaluations[0].task).cls.headline
 
-    def values(self, origin: str, probe: str, labels: float, metric: str = "", encoder: str = "") -> tuple[float, ...]:
-        """One number a seed, by seed; of teachers, of which there may be several, of the one named."""
+    def values(self, origin: str, probe: str, labels: float, metric: str = "", teacher: str = "") -> tuple[float, ...]:
+        """One number a seed, by seed.
+
+        Args:
+            origin, probe, labels: of the rows.
+            metric: by default the headline.
+            teacher: whose own features these are, or after whose projector of the run.
+        """
         chosen = [e for e in self.evaluations if (e.origin, e.probe, e.labels) == (origin, probe, labels)]
-        chosen = [e for e in chosen if not encoder or e.encoder == encoder]
+        chosen = [e for e in chosen if _teacher(e) == teacher]
         return tuple(e.metrics[metric or self.headline] for e in sorted(chosen, key=lambda e: e.seed))
 
     @property
@@ -142,9 +148,7 @@ class Comparison:
     def rows(self) -> list[list[str]]:
         """Header and rows: method, share of labels, mean and values of the headline by seed, means of the others."""
         further = [name for name in self.evaluations[0].metrics if name != self.headline]
-        keys = dict.fromkeys(
-            (e.labels, e.probe, e.origin, e.encoder if e.origin == "teacher" else "") for e in self.evaluations
-        )
+        keys = dict.fromkeys((e.labels, e.probe, e.origin, _teacher(e)) for e in self.evaluations)
         order = list(METHODS)
         titles = [NUMBERS.get(name, name) for name in (self.headline, *further)]
         rows = [["method", "labels", titles[0], "by seed", *titles[1:]]]
@@ -152,7 +156,9 @@ class Comparison:
             first, *others = (self.values(origin, probe, labels, metric, name) for metric in (self.headline, *further))
             by_seed = ", ".join(f"{value:.1f}" for value in first)
             means = [f"{fmean(of):.{1 if fmean(of) >= 10 else 2}f}" for of in others]
-            method = METHODS[origin, probe].format(teacher=name.partition(":")[2])
+            method = METHODS[origin, probe].format(teacher=name)
+            if origin == "run" and name:
+                method = f"{method}, after its projector for {name}"
             rows.append([method, f"{100 * labels:g} %", f"{fmean(first):.1f}", by_seed, *means])
         return rows
 
@@ -175,9 +181,16 @@ METHODS = {
     ("raw", "decoder"): "raw inputs: decoder probe",
     ("run", "finetune"): "pre-trained, fine-tuned",
     ("random", "finetune"): "from scratch",
+    ("teacher", "decoder"): "teacher {teacher}: decoder probe",
     ("raw", "finetune"): "raw inputs: linear probe, augmented",
 }
 """(origin, probe) -> what a reader calls it, in the order of the table."""
+
+
+def _teacher(evaluation: Evaluation) -> str:
+    """The teacher that a row is of, or whose projector the features come after."""
+    teacher = evaluation.encoder.partition(":")[2] if evaluation.origin == "teacher" else ""
+    return teacher or evaluation.projector
 
 
 def compare_with_controls(
@@ -189,6 +202,7 @@ def compare_with_controls(
     finetune_labels: Sequence[float] = (0.1,),
     finetune_seeds: int | None = None,
     teachers: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    projectors: Sequence[str] = (),
     jobs: int = 1,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
@@ -206,6 +220,7 @@ def compare_with_controls(
         finetune_seeds: number of seeds of those two rows, by default all; each takes longer than all probes of a seed.
             Tasks without that probe have none.
         teachers: name -> options: what each teacher itself is worth, in a row of its own.
+        projectors: teachers: what the runs' features are worth after their projectors for these, likewise.
         jobs: parts of the table at the same time, in processes that share the cores.
         tell: gets a line when something begins, or is done by one of several `jobs`.
 
@@ -221,6 +236,9 @@ def compare_with_controls(
     for run in dict.fromkeys(of_seed.values()):
         own = [seed for seed in of_seed if of_seed[seed] == run]
         parts[f"linear probe of {run}"] = partial(_linear, frozen, run, None, own, labels)
+        for name in projectors:
+            what = f"linear probe of {run} after its projector for {name}"
+            parts[what] = partial(_linear, frozen, run, {"projector": name}, own, labels)
     parts["linear probe of raw"] = partial(_linear, frozen, "raw", None, [*of_seed], labels)
     for seed in of_seed:  # random weights differ from seed to seed, and so do their features
         parts[f"seed {seed}: linear probe of {random[0]}"] = partial(_linear, frozen, *random, [seed], labels)
@@ -265,7 +283,7 @@ def _linear(
     resolved = find_encoder(replace(trial, seed=seeds[0]), name, options)
     held = registry.tasks.family(trial.task).cls.hold(trial.config, resolved.encoder, trial.source)
     return [
-        run_probe(replace(trial, seed=seed, labels=share), resolved, name, held=held)
+        run_probe(replace(trial, seed=seed, labels=share), resolved, name, held=held, encoder_options=options)
         for seed, share in product(seeds, labels)
     ]
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +18,14 @@ from splatlearn.errors import ConfigError
 from splatlearn.tasks.base import ProbeName
 from splatlearn.tasks.encoders import Resolved, device_of, pick_device, resolve_encoder, seeded
 
+UNITS: Mapping[str, str] = {"rmse": " m", "rel": ""}
+"""Metrics that are no percentages, and their units."""
+
+
+def with_unit(name: str, value: float) -> str:
+    """A metric for a reader: percentages with one decimal, others with three."""
+    return f"{value:.3f}{UNITS[name]}" if name in UNITS else f"{value:.1f} %"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -26,7 +34,7 @@ class Evaluation:
     Args:
         task: name of the task.
         probe: `linear`, `decoder`, `finetune`.
-        metrics: `miou`, `macc`, `accuracy`... in percent.
+        metrics: `miou`, `macc`, `accuracy`... in percent, but for those in `UNITS`.
         per_class: IoU of each class that occurs, in percent.
         encoder: as it was named.
         origin: `run` (pre-trained), `random`, `raw` or `teacher`.
@@ -38,6 +46,7 @@ class Evaluation:
         versions: of what the result depends on.
         further: what else was measured with the trained task, by name.
         preset: of the task.
+        projector: the teacher after whose projector the features are; empty: they are the encoder's own.
     """
 
     task: str
@@ -54,6 +63,7 @@ class Evaluation:
     versions: Mapping[str, str] = field(default_factory=dict)
     further: Mapping[str, Any] = field(default_factory=dict)
     preset: str = ""
+    projector: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `--json` writes it."""
@@ -66,10 +76,11 @@ class Evaluation:
         replace_file(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     def __str__(self) -> str:
-        rows = [[name, f"{value:.1f}"] for name, value in {**self.metrics, **self.per_class}.items()]
-        what = f"{self.task}, {self.probe} probe of {self.encoder} on {self.data}"
+        rows = [[name, with_unit(name, value)] for name, value in {**self.metrics, **self.per_class}.items()]
+        after = f" after its projector for {self.projector}" if self.projector else ""
+        what = f"{self.task}, {self.probe} probe of {self.encoder}{after} on {self.data}"
         title = f"{what}, {100 * self.labels:g} % of the labels"
-        table = draw(title, ["", "%"], rows, lines_after={len(self.metrics)})
+        table = draw(title, ["", ""], rows, lines_after={len(self.metrics)})
         return "\n\n".join([table, *map(str, self.further.values())])
 
 
@@ -120,7 +131,7 @@ class Trial:
 def find_encoder(trial: Trial, name: str, options: Mapping[str, Any] | None = None) -> Resolved:
     """The encoder of that name on the training device, with batch-norm statistics set where the task says so."""
     family = registry.tasks.family(trial.task)
-    available, kind = family.cls.available(trial.source), family.cls.encodes
+    available, kind = family.cls.available(trial.source) if name == "raw" else (), family.cls.encodes
     resolved = resolve_encoder(name, options, available=available, seed=trial.seed, kind=kind)
     encoder = resolved.encoder.to(pick_device(trial.training().device))
     if resolved.origin in family.cls.calibrated(trial.config) and trial.probe != "finetune":
@@ -180,6 +191,8 @@ def run_probe(
         "task_options": to_options(trial.config),
         "seed": trial.seed,
     }
+    if getattr(task.data, "in_memory", False):
+        config = replace(config, workers=0)  # nothing is left for them, and every tensor would take a file handle
     with TemporaryDirectory() as temporary:
         try:
             summary = train(task, config, run or Path(temporary) / "run", settings=settings, show=show)
@@ -202,6 +215,7 @@ def run_probe(
         options={part: values for part, values in options.items() if values},
         versions=versions(),
         further=then(task),
+        projector=str(options["encoder"].get("projector", "")),
         preset=trial.task.partition(".")[2] or registry.tasks.presets(family.name)[0],
     )
 

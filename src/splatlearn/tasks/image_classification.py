@@ -124,6 +124,7 @@ class SummaryData:
     labels: float = 1.0
     seed: int = 0
     tuning: float = 0.0
+    in_memory = True
 
     def scenes(self, split: str) -> Mapping[str, Sequence[HeldImage]]:
         """Images of `train`, `tune` or `val`; `bank` is train and tune together."""
@@ -220,6 +221,8 @@ class ImageClassification(Task[Classified]):
                 f"--data {source.name}: a folder for each of two or more classes is needed, in train ({what})"
             )
         train, val = (tuple(_held(config, encoder, scenes[of], named[of], classes)) for of in ("train", "val"))
+        if not train or not val:
+            raise BadData(f"--data {source.name}: no image of {'val' if train else 'train'} can be read")
         return SummaryData(classes=classes, train=train, val=val)
 
     def forward(self, batch: Classified, progress: Progress) -> Step:
@@ -233,8 +236,8 @@ class ImageClassification(Task[Classified]):
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Classified]) -> dict[str, float]:
-        """Percentages of the images: `accuracy` by the linear layer, `knn` by the neighbours, and `macc`, the linear
-        layer's mean over the classes."""
+        """Percentages of the images: `accuracy` by the linear layer, `knn` by the neighbours among all training images,
+        those kept for tuning too, and `macc`, the linear layer's mean over the classes that occur."""
         device, count = self.probe.best.device, len(self.classes)
         data = cast(SummaryData, self.data)
         tune, bank = (data.rows(split).to(device) for split in ("tune", "bank"))
@@ -247,7 +250,7 @@ class ImageClassification(Task[Classified]):
         numbers = {
             "accuracy": multiclass_accuracy(linear, rows.label, count, average="micro"),
             "knn": multiclass_accuracy(near, rows.label, count, average="micro"),
-            "macc": multiclass_accuracy(linear, rows.label, count, average="macro"),
+            "macc": multiclass_accuracy(linear, rows.label, count, average="none")[rows.label.unique()].mean(),
         }
         return {name: 100 * float(value) for name, value in numbers.items()}
 
@@ -279,7 +282,7 @@ def category(scene: Scene, where: str) -> str:
     """
     parts = scene.name.split("/")
     parts = parts[1:] if parts[0] in SPLITS else parts
-    if len(parts) < 2:
+    if len(parts) < 2 or parts[-2].endswith(".tar"):
         raise BadData(f"--data {where}: {scene.name} lies in no folder that would name its class (CLASS/IMAGE)")
     return parts[-2]
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from splatlearn.config import require
 from splatlearn.data.scene import Scene, Source
@@ -227,11 +226,12 @@ class ImageTask(Task[Shot]):
         self.probe.best.fill_(int(torch.stack(losses).mean(0).argmin()))
 
 
+@dataclass(frozen=True)
 class _Truth:
-    """A task's `truth` with its config; it travels to worker processes."""
+    """A task's `truth` with its config; it travels to worker processes, and equal ones say the same."""
 
-    def __init__(self, task: type[ImageTask], config: Any) -> None:
-        self.task, self.config = task, config
+    task: type[ImageTask]
+    config: Any
 
     def __call__(self, scene: Scene, view: int) -> tuple[Tensor, Tensor]:
         return self.task.truth(self.config, scene, view)
@@ -258,6 +258,6 @@ def _held(
 
 
 def _read(maps: Tensor, place: Tensor) -> Tensor:
-    """(N K) of maps (1 K h w) at places (N 2) in [-1, 1], bilinear, as `interpolate` would give them there."""
-    found = functional.grid_sample(maps, place[None, None], align_corners=False, padding_mode="border")
-    return found[0, :, 0].t()
+    """(N K) of maps (1 K h w) at places (N 2) in [0, 1], as `interpolate` would give them there."""
+    first = torch.zeros(len(place), dtype=torch.int64, device=place.device)
+    return FeatureMaps(levels=(maps,), summary=maps.mean((2, 3))).at(place, first, (1, 1))

@@ -25,6 +25,7 @@ from splatlearn.tasks.clouds import keep_clouds, keep_for_tuning
 
 T = TypeVar("T")
 log = logging.getLogger("splatlearn")
+UNKNOWN = "nothing is known of any pixel of the image"
 Truth = Callable[[Scene, int], tuple[Tensor, Tensor]]
 """Scene and number of a view -> its image (3 H W) in [0, 1], and what is true of its pixels (H W)."""
 
@@ -46,7 +47,7 @@ class Shot(Batch):
 
     Args:
         tokens: (h*w C) of each image, row by row; or, where features were not computed before, its pixels (R 3).
-        truth: what is true of some pixels, or of all H*W, with `place` (N 2) float32, x and y in [-1, 1] from edge to
+        truth: what is true of all H*W pixels, or of some, with `place` (N 2) float32, x and y in [0, 1] from edge to
             edge.
         sizes: (B 6) int64: w h of the grid, width and height of the pixels in `tokens` or 0 0, W H.
     """
@@ -127,6 +128,11 @@ class ShotData:
     train: tuple[HeldShot, ...] = ()
     val: tuple[HeldShot, ...] = ()
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing is left for workers to do."""
+        return bool(self.train)
+
     def scenes(self, split: str) -> Mapping[str, Sequence[Scene]]:
         """Images of `train`, `tune` or `val`."""
         if split == "val":
@@ -151,10 +157,10 @@ class ShotData:
             image, truth = self.look(scene)
             grid, pixels = self.fitted(image)
             tokens, size = pixels[0].flatten(1).t().contiguous(), (pixels.shape[3], pixels.shape[2])
-        values, place = self._asked(truth, grid, rng)
-        values = values if values.is_floating_point() else values.long()
+        answers = self._asked(truth, grid, rng)
+        if not truth.is_floating_point():
+            answers = replace(answers, values=answers.values.long())
         sizes = torch.tensor([[*grid, *size, truth.shape[1], truth.shape[0]]])
-        answers = Rows(values=values, attributes={"place": place})
         return Shot(names=(scene.name,), tokens=Rows(values=tokens), truth=answers, sizes=Rows(values=sizes))
 
     def each(self, split: str) -> Iterator[Shot]:
@@ -175,32 +181,52 @@ class ShotData:
         grid = max(1, round(width * scale)), max(1, round(height * scale))
         return grid, fit_images(image[None], grid, self.patch)
 
-    def _asked(self, truth: Tensor, grid: tuple[int, int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def _asked(self, truth: Tensor, grid: tuple[int, int], rng: np.random.Generator) -> Rows:
         height, width = truth.shape
-        if self.whole or not self.rows:
-            size = (width, height) if self.whole else (4 * grid[0], 4 * grid[1])
-            x, y = ((torch.arange(n) + 0.5) / n for n in size)
-            chosen = truth[(y * height).long()][:, (x * width).long()].flatten()
-            place = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], 2).flatten(0, 1)
-            return chosen, 2 * place - 1
-        known = (truth.flatten() >= 0).nonzero().squeeze(1)
-        if not len(known):
-            raise Rejected("nothing is known of any pixel of the image")
-        pixels = known[torch.from_numpy(np.sort(rng.choice(len(known), min(self.rows, len(known)), replace=False)))]
-        place = torch.stack([(pixels % width + 0.5) / width, (pixels // width + 0.5) / height], 1)
-        return truth.flatten()[pixels], 2 * place - 1
+        if self.whole:
+            return Rows(values=truth.flatten())
+        if self.rows:
+            known = known_of(truth).flatten().nonzero().squeeze(1)
+            if not len(known):
+                raise Rejected(UNKNOWN)
+            pixels = known[torch.from_numpy(np.sort(rng.choice(len(known), min(self.rows, len(known)), replace=False)))]
+            place = torch.stack([(pixels % width + 0.5) / width, (pixels // width + 0.5) / height], 1)
+            return Rows(values=truth.flatten()[pixels], attributes={"place": place})
+        x, y = ((torch.arange(4 * n) + 0.5) / (4 * n) for n in grid)
+        chosen = truth[(y * height).long()][:, (x * width).long()].flatten()
+        place = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], 2).flatten(0, 1)
+        return Rows(values=chosen, attributes={"place": place})
 
     def _found(self, split: str) -> list[Snapshot]:
+        """Those of a split, of all that can be read and say anything: the same for every network."""
+        key = "shots", self.truth, self.views
+        if key not in self.source.memory:
+            whole = self._snapshots()
+            look = readable(whole, self._check, f"looking at images of {self.source.name}")
+            self.source.memory[key] = [scene for scene, _ in look]
+        shots: list[Snapshot] = self.source.memory[key]
+        found = cast(list[Snapshot], split_scenes(shots, split)) if shots else []
+        if not found:
+            raise BadData(f"--data {self.source.name}: images to train on and others to validate on are needed")
+        return found
+
+    def _check(self, scene: Scene) -> None:
+        if not bool(known_of(self.look(scene)[1]).any()):
+            raise Rejected(UNKNOWN)
+
+    def _snapshots(self) -> list[Snapshot]:
         shots = []
         for scene in self.source.scenes():
             count = max(1, len(scene.cameras))
             views = range(count) if count <= self.views else (i * count // self.views for i in range(self.views))
             for view in views:
                 shots.append(Snapshot(scene, view, f"{scene.name}: view {view}" if count > 1 else scene.name))
-        found = cast(list[Snapshot], split_scenes(shots, split))
-        if not found:
-            raise BadData(f"--data {self.source.name}: images to train on and others to validate on are needed")
-        return found
+        return shots
+
+
+def known_of(truth: Tensor) -> Tensor:
+    """Where something is known: classes from 0 on, depths above 0."""
+    return truth > 0 if truth.is_floating_point() else truth >= 0
 
 
 def readable(scenes: Sequence[Scene], read: Callable[[Scene], T], what: str) -> Iterator[tuple[Scene, T]]:
@@ -219,7 +245,7 @@ def readable(scenes: Sequence[Scene], read: Callable[[Scene], T], what: str) -> 
             try:
                 found = read(scene)
             except Rejected as error:
-                left_out.append(Skipped(scene.name, str(error)))
+                left_out.append(Skipped(scene.name, error.kind))
                 continue
             yield scene, found
     if left_out:

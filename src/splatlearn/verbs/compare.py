@@ -125,7 +125,10 @@ def evaluation_rows(runs: Sequence[Run]) -> Rows:
     rows = [["run", "task", "encoder", "probe", "labels", "data", "seed", *metrics]]
     for run, result in found:
         labels = f"{100 * float(result.get('labels', 1)):g} %"
-        who = [run.name, str(result["task"]), _name(result.get("encoder")), str(result["probe"]), labels]
+        encoder = _name(result.get("encoder"))
+        if projector := result.get("projector"):
+            encoder = f"{encoder}, after its projector for {projector}"
+        who = [run.name, str(result["task"]), encoder, str(result["probe"]), labels]
         values = [_number(result["metrics"].get(name)) for name in metrics]
         rows.append([*who, _name(result.get("data")), _number(result.get("seed")), *values])
     return rows

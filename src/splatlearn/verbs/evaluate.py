@@ -117,6 +117,7 @@ def evaluate_table(
     finetune_labels: Sequence[float] = (0.1,),
     finetune_seeds: int | None = None,
     teachers: Mapping[str, Options] | None = None,
+    projectors: Sequence[str] = (),
     seed: int = 0,
     json: Path | None = None,
     data_options: Options | None = None,
@@ -138,6 +139,7 @@ def evaluate_table(
             tasks that have no such probe.
         finetune_seeds: number of seeds of those two rows; by default all.
         teachers: of images, name -> options (weights...): further rows, what each teacher itself is worth.
+        projectors: of images, teachers of the run: further rows, its features after their projectors.
         seed: the first seed.
         json: file for all results and the verdict.
         data_options: options of the data's reader.
@@ -165,6 +167,7 @@ def evaluate_table(
         finetune_labels=finetune_labels,
         finetune_seeds=finetune_seeds,
         teachers=teachers or {},
+        projectors=projectors,
         jobs=jobs,
         tell=tell,
     )

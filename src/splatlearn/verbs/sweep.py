@@ -29,6 +29,7 @@ def sweep(
     labelled: str = "",
     task: str = "segmentation",
     task_preset: str = "",
+    projector: str = "",
     jobs: int = 1,
     retries: int = 1,
     data_options: Options | None = None,
@@ -57,6 +58,7 @@ def sweep(
         labelled: data with labels for a linear probe of every run; by default none.
         task: that the probe is for.
         task_preset: of it; by default lidar for segmentation, and small for others.
+        projector: a teacher: its probe is of the features after each run's projector for it.
         jobs: runs at the same time, in processes that share the cores.
         retries: attempts after the first.
         data_options: options of the reader of every data set.
@@ -93,7 +95,10 @@ def sweep(
             raise ConfigError(f"--vary {name}: a list of values is needed, [a, b], got {values!r}")
     every = list(combinations(encoders, teachers, data, vary or {}, seeds))
     if len(names := {one.name for one in every}) < len(every):
-        raise ConfigError(f"{len(every)} runs would share {len(names)} folders: give data sets names of their own")
+        raise ConfigError(
+            f"{len(every)} runs would share {len(names)} folders: every data set needs a name of its own, and every "
+            "value of --vary is to differ"
+        )
     runs = {out / one.name: shared | one.settings(recipe_options, data_options) for one in every}
     for given in runs.values():
         problems.catch(partial(plan, recipe, **given))
@@ -102,7 +107,7 @@ def sweep(
         task_preset = task_preset or ("lidar" if task == "segmentation" else "small")
         problems.catch(lambda: registry.tasks.config(f"{task}.{task_preset}"))
     problems.tell()
-    probe = Probe(labelled, task, task_preset) if labelled else None
+    probe = Probe(labelled, task, task_preset, projector) if labelled else None
     work = [Job(run.name, partial(_run, recipe, run, given, probe)) for run, given in runs.items()]
     out.mkdir(parents=True, exist_ok=True)
     backend = ThisProcess() if jobs == 1 else Processes(jobs)
@@ -116,11 +121,13 @@ class Probe(NamedTuple):
     Args:
         data: with labels.
         task, preset: of the probe.
+        projector: teacher after whose projector the features are, or empty.
     """
 
     data: str
     task: str
     preset: str
+    projector: str
 
 
 @dataclass(frozen=True)
@@ -181,8 +188,9 @@ def _run(recipe: str, run: Path, given: Options, probe: "Probe | None", attempt:
     metrics = dict(pretrain(recipe, run=run, **given).metrics)
     if probe:
         file = run / "evaluations" / "linear.json"
-        task, data, preset = probe.task, probe.data, probe.preset
-        found = evaluate(task, encoder=str(run), data=data, preset=preset, seed=given["seed"], json=file)
+        which: dict[str, Any] = {"data": probe.data, "preset": probe.preset, "seed": given["seed"]}
+        which["encoder_options"] = {"projector": probe.projector} if probe.projector else None
+        found = evaluate(probe.task, encoder=str(run), json=file, **which)
         metrics |= {f"linear/{name}": value for name, value in found.metrics.items()}
     return metrics
 

@@ -271,6 +271,15 @@ class TestFilter:
         (folder / "frame-000002.depth.png").unlink()
         assert self.reasons(folder) == {"frame-000001": "no pose", "frame-000002": "no depth image"}
 
+    def test_colour_alone(self, folder):
+        hint = "`--data.reader images` reads them as photographs without cameras"
+        depths = sorted(folder.glob("*.depth.png"))
+        for path in depths[1:]:
+            path.unlink()
+        assert hint not in message(folder), "a recording that is short of depth is still one"
+        depths[0].unlink()
+        assert "at least 2 usable frames expected, got 0 of" in message(folder) and message(folder).endswith(hint)
+
     @pytest.mark.parametrize("file", ["frame-000004.color.jpg", "frame-000004.depth.png"])
     def test_truncated(self, folder, file):
         path = folder / file

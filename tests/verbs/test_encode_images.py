@@ -10,13 +10,15 @@ from safetensors.numpy import load_file
 
 from data.photo_maker import write_transforms
 from splatlearn import registry
+from splatlearn.cli import main
 from splatlearn.encoders.patches import fit_images
-from splatlearn.engine.checkpoint import describe_encoder
+from splatlearn.engine.checkpoint import describe_encoder, digest
 from splatlearn.errors import UserError
 from splatlearn.tasks.encoders import seeded
 from splatlearn.verbs.encode import encode, load
 from splatlearn.verbs.encode_images import LoadedImageEncoder, nearest_multiple
 from tasks import worlds
+from verbs.run_maker import WIDTH, write_run, write_weights
 
 NAME = "random:vit.tiny"
 RNG = np.random.default_rng(0)
@@ -145,6 +147,38 @@ class TestEncode:
         run(photos, tmp_path / "out", encoder=str(tmp_path / "run"))
         run(photos, tmp_path / "same")
         np.testing.assert_array_equal(*(np.load(tmp_path / name / "a.png.npy") for name in ("out", "same")))
+
+    def test_a_projector_of_a_run(self, photos, tmp_path):
+        folder = write_run(tmp_path / "run", "t")
+        words = ["--data", str(photos), "--out", str(tmp_path / "out"), "--size", "56,42", "--device", "cpu"]
+        assert main(["encode", "--encoder", str(folder), "--encoder.projector", "t", *words]) == 0
+        manifest = json.loads((tmp_path / "out" / "encode.json").read_text())
+        assert np.load(tmp_path / "out" / "a.png.npy").shape == (3, 4, WIDTH)
+        assert manifest["encoder_options"] == {"projector": "t"} and "seed" not in manifest
+        assert manifest["weights"] == digest(folder / "encoder.safetensors")
+
+    def test_a_teacher_with_weights(self, photos, tmp_path):
+        weights = write_weights(tmp_path / "w.safetensors")
+        words = ["--data", str(photos), "--out", str(tmp_path / "out"), "--device", "cpu"]
+        options = ["--encoder.weights", str(weights), "--encoder.width", "0.125"]
+        assert main(["encode", "--encoder", "teacher:squeezenet", *options, *words]) == 0
+        manifest = json.loads((tmp_path / "out" / "encode.json").read_text())
+        assert manifest["encoder_options"] == {"weights": str(weights), "width": "0.125"}
+        assert manifest["weights"] == digest(weights) and "seed" not in manifest
+
+    def test_what_was_encoded_is_told(self, photos, tmp_path):
+        run(photos, tmp_path / "out", seed=7, encoder_options={"levels": (0, 2)})
+        manifest = json.loads((tmp_path / "out" / "encode.json").read_text())
+        assert manifest["encoder"] == NAME and manifest["seed"] == 7 and "weights" not in manifest
+        assert manifest["encoder_options"] == {"levels": [0, 2]}
+
+    def test_photographs_named_like_a_recording(self, tmp_path):
+        (tmp_path / "photos").mkdir()
+        Image.fromarray(PHOTO).save(tmp_path / "photos" / "frame-000100.color.jpg")
+        with pytest.raises(UserError, match=r"`--data\.reader images` reads them as photographs"):
+            run(tmp_path / "photos", tmp_path / "out")
+        result = run(tmp_path / "photos", tmp_path / "out", data_options={"reader": "images"})
+        assert dict(result.files) == {"frame-000100.color.jpg.npy": 12}
 
 
 def test_nearest_multiples():

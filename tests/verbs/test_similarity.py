@@ -2,6 +2,8 @@
 
 import json
 import re
+import socket
+import socketserver
 import threading
 import urllib.error
 import urllib.request
@@ -21,6 +23,7 @@ from splatlearn.verbs.similarity_page import Server, build_page, compress
 from splatlearn.verbs.similarity_picture import similarity_picture
 from tasks import worlds
 from verbs.chromium import Chromium, find_chromium
+from verbs.run_maker import WIDTH, write_run, write_weights
 
 NAME, TEACHER = "random:vit.tiny", "random:squeezenet.tiny"
 SMALL = {"encoder": NAME, "size": (56, 42), "images": 12, "device": "cpu"}
@@ -70,6 +73,20 @@ class TestLook:
         found = look(str(photos), **{**SMALL, "size": (112, 112)}, teacher=TEACHER)
         assert [seen.title for seen in found.seen] == [NAME, f"teacher {TEACHER}"]
         assert [seen.grids[2].shape[:2] for seen in found.seen] == [(8, 8), (7, 7)]
+
+    def test_a_teacher_as_the_encoder(self, photos, tmp_path):
+        options = {"weights": str(write_weights(tmp_path / "w.safetensors")), "width": 0.125}
+        given = {**SMALL, "size": (112, 112)}
+        (seen,) = look(str(photos), **{**given, "encoder": "teacher:squeezenet"}, encoder_options=options).seen
+        (same,) = look(str(photos), **{**given, "encoder": ""}, teacher="squeezenet", teacher_options=options).seen
+        assert seen.title == "teacher:squeezenet" and torch.equal(seen.rows, same.rows)
+
+    def test_after_a_projector(self, photos, tmp_path):
+        folder = str(write_run(tmp_path / "run", "t"))
+        (seen,) = look(str(photos), **{**SMALL, "encoder": folder}, encoder_options={"projector": "t"}).seen
+        assert seen.rows.shape[1] == WIDTH
+        with pytest.raises(UserError, match=r"--encoder\.projector s: no such projector"):
+            look(str(photos), **{**SMALL, "encoder": folder}, encoder_options={"projector": "s"})
 
     def test_some_of_many_and_those_left_out(self, tmp_path, photos):
         for number in range(5):
@@ -156,6 +173,21 @@ class TestVerb:
         data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page)[1])
         assert data["at"] == [1, 5, 6] and len(data["networks"][0]["grids"]) == 3
 
+    def test_a_projector_a_teacher_and_a_reader(self, photos, tmp_path, capsys):
+        (tmp_path / "f").mkdir()
+        (tmp_path / "f" / "frame-000100.color.png").write_bytes((photos / "0.png").read_bytes())
+        folder, weights = write_run(tmp_path / "run", "t"), write_weights(tmp_path / "w.safetensors")
+        words = ["view", str(tmp_path / "f"), "--size", "112,112", "--device", "cpu", "--encoder", str(folder)]
+        assert main([*words, "--page", str(tmp_path / "a.html")]) == 2
+        assert "`--data.reader images` reads them as photographs" in capsys.readouterr().err
+        words += ["--data.reader", "images", "--page"]
+        assert main([*words, str(tmp_path / "a.html"), "--encoder.projector", "t"]) == 0
+        assert f"{WIDTH} of {WIDTH} directions" in capsys.readouterr().out
+        words[words.index(str(folder))] = "teacher:squeezenet"
+        options = ["--encoder.weights", str(weights), "--encoder.width", "0.125"]
+        assert main([*words, str(tmp_path / "b.html"), *options]) == 0
+        assert "photographs as teacher:squeezenet see" in capsys.readouterr().out
+
     def test_names_are_text(self, photos, tmp_path):
         evil = "</script><b>.png"
         (tmp_path / "f").mkdir()
@@ -206,6 +238,35 @@ class TestVerb:
             server.stop()
             thread.join()
             other._server.server_close()
+
+    def test_an_address_of_ipv6(self):
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError as error:
+            pytest.skip(f"no IPv6 on this machine ({error})")
+        server = Server("<p>six", "::1", 8765)
+        thread = threading.Thread(target=server.wait)
+        thread.start()
+        try:
+            assert server.url.startswith("http://[::1]:")
+            with urllib.request.urlopen(server.url, timeout=60) as answer:
+                assert answer.read().decode() == "<p>six"
+        finally:
+            server.stop()
+            thread.join()
+
+    @pytest.mark.parametrize(("host", "family"), [("::1", socket.AF_INET6), ("nowhere", socket.AF_INET)])
+    def test_a_host_that_nobody_knows_is_tried_once(self, monkeypatch, host, family):
+        tried = []
+
+        def bind(server):
+            tried.append(server.socket.family)
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+        monkeypatch.setattr(socketserver.TCPServer, "server_bind", bind)
+        with pytest.raises(UserError, match=rf"--host {host} --port 8765: cannot listen there .*not known"):
+            Server("", host, 8765)
+        assert tried == [family]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from splatlearn.errors import BadData
 Size = tuple[int, int]
 RIGID_TOLERANCE = 0.01
 """Largest entry of R R^T - I (our default; the 7-Scenes poses, printed after a float32 tracker, reach 0.0005)."""
+NO_DEPTH = "no depth image"
 _SUSPICIOUS = 100
 """A depth PNG that is packed better than this is decoded at opening: an all-zero image packs about 900 to 1."""
 
@@ -132,7 +133,7 @@ def _table(folder: Path, frames: list[FrameFiles]) -> FrameTable:
 def _check_entry(folder: Path, entry: Entry, scale: float) -> FrameFiles | str:
     """The frame, or why it cannot be used."""
     if entry.depth is None:
-        return "no depth image"
+        return NO_DEPTH
     pose = _check_pose(folder, entry.pose)
     if isinstance(pose, str):
         return pose
@@ -203,6 +204,8 @@ def _require_two(folder: Path, total: int, frames: list[FrameFiles], skipped: li
     why, advice = reasons(skipped), ""
     if any(frame.reason == "no pose" for frame in skipped):
         advice = "; every image needs its 4x4 camera-to-world pose in metres beside it"
+    if skipped and all(frame.reason == NO_DEPTH for frame in skipped) and not frames:
+        advice = "; `--data.reader images` reads them as photographs without cameras"
     raise BadData(
         f"{folder}: at least 2 usable frames expected, got {len(frames)} of {total}"
         + (f"; left out: {why}" if why else "")

@@ -64,7 +64,7 @@ class DuneConfig:
         augmentation: what is changed at random in training.
         domain: the teacher whose domain the images of `--data` are of; left out, they are generic.
         groups: further images: name of the teacher whose domain they are of, or `generic` -> name or path of each data
-            set -> options of its reader.
+            set -> options of its reader; `reader: images` where another one would take the folder.
         balance: `teacher` draws all groups equally often, smaller ones over and over; `size` every image.
         gradients_every: steps between measurements of how strongly each teacher pulls at the student's features, which
             go back through the projectors once more; 0 measures never (our option).

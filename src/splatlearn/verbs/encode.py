@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from splatlearn.data.scene import Scene
+    from splatlearn.tasks.encoders import Resolved
     from splatlearn.verbs.encode_images import LoadedImageEncoder
     from splatlearn.verbs.encode_points import LoadedEncoder
 
@@ -118,7 +119,7 @@ def encode(
     repeated.
 
     Args:
-        encoder: run folder, or random:NAME.
+        encoder: run folder, random:NAME, or teacher:NAME of an image model.
         data: name or path of the data.
         out: folder for one file a cloud, frame or image.
         format: npy (features alone), or npz or safetensors with `features` and where they are.
@@ -128,7 +129,7 @@ def encode(
         every: take each n-th frame or image only.
         seed: of random weights.
         device: auto, cpu, cuda...
-        encoder_options: options of a random:NAME encoder.
+        encoder_options: options of a random:NAME encoder or of a teacher; of a run, projector: a teacher's name.
         data_options: options of the data's reader.
 
     Raises:
@@ -162,10 +163,10 @@ def encode(
         result = replace(_encode_all(plan, named, format, Path(beside)), folder=out)
         for name in result.files:
             Path(beside, name).rename(out / name)
-    about = {"encoder": encoder, **plan.facts, "levels": levels, "data": data}
+    about = {**_about_encoder(encoder, found, encoder_options, seed), **plan.facts, "levels": levels, "data": data}
     grids = {"grids": result.grids} if result.grids else {}
     facts = {**about, "channels": result.channels, "files": result.files, **grids, "skipped": result.skipped}
-    replace_file(out / MANIFEST, json.dumps(facts, indent=2) + "\n")
+    replace_file(out / MANIFEST, json.dumps(facts, indent=2, default=str) + "\n")
     return result
 
 
@@ -181,6 +182,20 @@ def load(run: str | Path, *, device: str = "auto", seed: int = 0) -> "LoadedEnco
     if isinstance(module, ImageEncoder):
         return LoadedImageEncoder(module, device)
     return LoadedEncoder(module, device)
+
+
+def _about_encoder(name: str, found: "Resolved", options: Mapping[str, Any] | None, seed: int) -> dict[str, Any]:
+    """What the features can be made again with: the encoder, its options, and its weights' digest or its seed."""
+    from splatlearn.engine.checkpoint import encoder_digest
+
+    about: dict[str, Any] = {"encoder": name, "encoder_options": dict(options or {})}
+    if found.origin == "run":
+        about["weights"] = encoder_digest(Path(name).expanduser())
+    if found.origin == "teacher":
+        about["weights"] = found.encoder.teacher.info.digest
+    if found.origin == "random":
+        about["seed"] = seed
+    return about
 
 
 def flat_name(scene: "Scene") -> str:

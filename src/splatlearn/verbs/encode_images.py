@@ -38,6 +38,8 @@ def plan_images(encoder: "ImageEncoder", source: "Source", levels: Levels, size:
     Raises:
         UserError: there are no images, none can be read, or the patch does not divide the size.
     """
+    from splatlearn.tasks.base import chosen_levels
+
     where = f"--data {source.name}"
     if size is not None:
         check_multiple(size, encoder.patch, f"encoder {encoder.name!r}", "--size")
@@ -63,12 +65,6 @@ def views_of(scenes: "Sequence[Scene]", every: int = 1) -> list[View]:
         labels = scene.camera_names or [f"{int(frame):06d}" for frame in scene.cameras["frame"]]
         views += [View(scene, view, f"{name}-{labels[view]}") for view in range(0, len(labels), every)]
     return views
-
-
-def chosen_levels(encoder: "ImageEncoder", levels: Levels) -> tuple[int, ...]:
-    """Numbers of the last level, or of all."""
-    count = len(encoder.channels)
-    return tuple(range(count)) if levels == "all" else (count - 1,)
 
 
 def nearest_multiple(size: tuple[float, float], patch: int) -> Size:
@@ -120,6 +116,8 @@ class LoadedImageEncoder:
             UserError: no such file or not an image, another shape, values that are not finite or out of range, or a
                 size that the patch does not divide.
         """
+        from splatlearn.tasks.base import chosen_levels
+
         pixels, single = _pixels(images)
         grids = encode_images(self.module, pixels, chosen_levels(self.module, levels), size)[0].numpy()
         return grids[0] if single else grids
@@ -147,14 +145,15 @@ def encode_images(
     """
     import torch
 
+    from splatlearn.tasks.encoders import device_of
+
     patch, views = encoder.patch, len(pixels)
     if size is not None:
         check_multiple(size, patch, f"encoder {encoder.name!r}", "size")
     width, height = size or nearest_multiple((pixels.shape[3], pixels.shape[2]), patch)
     grid = (width // patch, height // patch)
-    device = next(encoder.parameters()).device
     with torch.no_grad():
-        maps = encoder((pixels if views else pixels.new_zeros(1, *pixels.shape[1:])).to(device), grid)
+        maps = encoder((pixels if views else pixels.new_zeros(1, *pixels.shape[1:])).to(device_of(encoder)), grid)
     shape = maps.levels[-1].shape[2:]
     chosen = [maps.levels[level].permute(0, 2, 3, 1) for level in levels]
     grids = torch.cat(chosen, -1) if chosen else pixels.new_zeros(len(maps.summary), *shape, 0)

@@ -4,8 +4,10 @@ Legend: M tokens, C channels, K principal directions.
 """
 
 import base64
+import errno
 import io
 import json
+import socket
 import sys
 from dataclasses import dataclass
 from html import escape
@@ -177,12 +179,21 @@ class Server:
 
 
 def _listening(handler: type[BaseHTTPRequestHandler], host: str, port: int) -> ThreadingHTTPServer:
+    """A server at the first free port; another one is only tried where that may help."""
+
+    class Listener(ThreadingHTTPServer):
+        """Of the addresses that the host is of."""
+
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
     problem: OSError | None = None
     for tried in range(port, min(port + _PORTS, 65536)):
         try:
-            return ThreadingHTTPServer((host, tried), handler)
+            return Listener((host, tried), handler)
         except OSError as error:
             problem = error
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                break
     raise UserError(f"--host {host} --port {port}: cannot listen there ({problem})") from problem
 
 

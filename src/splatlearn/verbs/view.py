@@ -96,7 +96,7 @@ def view(
             or from a corner where there is none, or only those of a vehicle. The page starts there too, upright.
         overlay: draw world axes and cameras into the picture too; the page has them anyway.
         up: the axis that points up (files of Gaussians often have `--up=-y`).
-        encoder: run folder or random:NAME of an encoder of images.
+        encoder: run folder, random:NAME or teacher:NAME of an encoder of images.
         teacher: its name, as of `prepare`; beside an encoder, both see the same photographs.
         at: number of a photograph, x and y in its pixels: the place that is compared with first.
         images: photographs at most, evenly spaced among all.
@@ -104,7 +104,7 @@ def view(
         device: where the networks run: auto, cpu, cuda...
         host: address that the page listens on; 0.0.0.0 lets other machines in.
         port: of the page; the next free one where it is taken.
-        encoder_options: options of a random:NAME encoder.
+        encoder_options: options of a random:NAME encoder or of a teacher; of a run, projector: a teacher's name.
         teacher_options: options of the teacher.
         data_options: options of the data's reader.
 

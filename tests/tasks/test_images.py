@@ -137,7 +137,7 @@ class TestSegmentation:
 
     def test_data_without_labels(self, tmp_path):
         source = Source(name=str(write_classes(tmp_path)))
-        with pytest.raises(BadData, match="nobody says what classes"):
+        with pytest.raises(BadData, match="no labels of pixels are found"):
             task(source)
 
 

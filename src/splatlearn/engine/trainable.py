@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from splatlearn.data.scene import Data
 from splatlearn.encoders.base import Encoder
+from splatlearn.errors import ConfigError
 from splatlearn.ops.reduce import global_mean
 from splatlearn.structures import Batch
 
@@ -92,3 +93,20 @@ class Recipe(Trainable[B]):
         """Projectors that are kept beside the student: teacher's name -> where the module lies, and its
         `describe_projector`. By default none."""
         return {}
+
+
+def require_kind(student: Encoder, kind: type[Encoder], recipe: str, wanted: str) -> None:
+    """Whether a recipe can teach an encoder.
+
+    Args:
+        student: the encoder.
+        kind: that it must be of.
+        recipe: its name.
+        wanted: what such encoders encode, for the message.
+
+    Raises:
+        ConfigError: it is of another kind.
+    """
+    if not isinstance(student, kind):
+        name = getattr(student, "name", "") or type(student).__name__
+        raise ConfigError(f"--encoder {name}: {recipe} teaches encoders of {wanted}")

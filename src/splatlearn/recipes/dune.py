@@ -22,7 +22,7 @@ from splatlearn.encoders.base import FeatureMaps, ImageEncoder
 from splatlearn.encoders.patches import token_grid
 from splatlearn.engine import plots
 from splatlearn.engine.diagnostics import Spread, spread_of
-from splatlearn.engine.trainable import Progress, Recipe, Step
+from splatlearn.engine.trainable import Progress, Recipe, Step, require_kind
 from splatlearn.errors import BadData, ConfigError, nearest
 from splatlearn.heads.projectors import (
     KINDS,
@@ -88,7 +88,8 @@ class DuneConfig:
         known, named = (*self.teachers, GENERIC), {self.first, *self.groups}
         rules = {
             "teachers: at least one is needed, timm.dinov2-s-reg for instance": bool(self.teachers),
-            f"domain: {self.domain!r} does not teach{nearest(self.domain, self.teachers)}": self.first in known,
+            f"domain: {self.domain!r} does not teach{nearest(self.domain, self.teachers)} "
+            f"(known: {', '.join(self.teachers)})": self.first in known,
             "dropping.mode: own_data learns nothing from generic images; --recipe.domain says whose --data are": (
                 self.dropping.mode != "own_data" or GENERIC not in named
             ),
@@ -171,9 +172,7 @@ class Dune(Recipe[Photos]):
 
     def __init__(self, config: DuneConfig, *, student: ImageEncoder, source: Source) -> None:
         super().__init__()
-        if not isinstance(student, ImageEncoder):
-            name = getattr(student, "name", "") or type(student).__name__
-            raise ConfigError(f"--encoder {name}: dune teaches encoders of images, vit.s14-336 for instance")
+        require_kind(student, ImageEncoder, "dune", "images, vit.s14-336 for instance")
         self.config, (width, height) = config, config.size
         self.grid = token_grid(config.size, student.patch, f"--recipe.size: encoder {student.name}")
         if width == height:
@@ -307,8 +306,9 @@ class Dune(Recipe[Photos]):
         return {name: (f"branches.{i}.projector", of) for i, (name, of) in enumerate(zip(self.config.teachers, facts))}
 
     def describe(self) -> dict[str, Any]:
-        """Who teaches, and with whose weights."""
-        return {"teachers": {name: teacher.describe() for name, teacher, _ in self.taught}}
+        """Who teaches, and with whose weights; and how many images each group has."""
+        images = {split: {name: len(of) for name, of in self.data.scenes(split).items()} for split in ("train", "val")}
+        return {"teachers": {name: teacher.describe() for name, teacher, _ in self.taught}, "images": images}
 
     def _by_teacher(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`KEY/TEACHER` -> scalar, of (T) values by key."""

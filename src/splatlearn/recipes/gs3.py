@@ -20,7 +20,7 @@ from splatlearn.data.sampling import draw_mask, draw_views, split_scenes
 from splatlearn.data.scene import Rejected, Scene, Source, require_known
 from splatlearn.encoders.base import PointEncoder, calibrate
 from splatlearn.engine import plots
-from splatlearn.engine.trainable import Progress, Recipe, Step
+from splatlearn.engine.trainable import Progress, Recipe, Step, require_kind
 from splatlearn.errors import ConfigError
 from splatlearn.heads.decoder import FeatureDecoder
 from splatlearn.heads.epipolar import EpipolarConfig, EpipolarTransformer, view_pairs
@@ -198,6 +198,7 @@ class GS3(Recipe[Views]):
 
     def __init__(self, config: GS3Config, *, student: PointEncoder, source: Source) -> None:
         super().__init__()
+        require_kind(student, PointEncoder, "gs3", "points, sparse_unet for instance")
         self.config = config
         if missing := [name for name in student.config.inputs if name not in INPUTS]:
             raise ConfigError(

@@ -22,7 +22,7 @@ from splatlearn.data.sampling import ENOUGH_SCENES, crop_nearest, split_scenes
 from splatlearn.data.scene import Rejected, Scene, Source
 from splatlearn.encoders.base import DERIVED, PointEncoder, PointEncoderConfig
 from splatlearn.engine import plots
-from splatlearn.engine.trainable import Progress, Recipe, Step
+from splatlearn.engine.trainable import Progress, Recipe, Step, require_kind
 from splatlearn.errors import BadData, ConfigError, nearest
 from splatlearn.heads.projectors import Projector, ProjectorConfig
 from splatlearn.losses.distillation import cosine_and_smooth_l1, cosine_distance, unit, unit_distance
@@ -280,6 +280,7 @@ class ScaLR(Recipe[Scan]):
 
     def __init__(self, config: ScaLRConfig, *, student: PointEncoder, source: Source) -> None:
         super().__init__()
+        require_kind(student, PointEncoder, "scalr", "points, waffleiron for instance")
         if lacking := sorted(set(student.config.inputs) - {*OF_SCANS, *DERIVED}):
             raise ConfigError(
                 f"encoder {student.name!r} takes {', '.join(lacking)}, which scans lack: --encoder.inputs, of "

@@ -45,7 +45,10 @@ class ImageSegmentation(ImageTask):
             BadData: the data have no labels.
         """
         if not source.reader().classes:
-            raise BadData(f"--data {source.name}: nobody says what classes its pixels have (--data.classes)")
+            raise BadData(
+                f"--data {source.name}: no labels of pixels are found; folders with train/ and trainannot/ (CamVid), "
+                "images/ and annotations/ (ADE20K), leftImg8bit/ and gtFine/ (Cityscapes) have some, and so have rooms"
+            )
         return len(source.reader().classes)
 
     @classmethod

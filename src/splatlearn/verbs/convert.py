@@ -92,6 +92,10 @@ def convert(
         raise ConfigError(f"{source}: --dry-run and --encoder.OPTION go with weights ({source.name} is none)")
     if is_pandaset(source):
         return convert_pandaset(source, target, overwrite=overwrite)
+    if (source / "checkpoints").is_dir() or (source / "encoder.json").is_file():
+        raise ConfigError(
+            f"{target}: an encoder ({source}) is written as a graph of ONNX; name a file that ends in .onnx"
+        )
     check_target(target, overwrite=overwrite)
     raw = read_raw(source)
     lost = write_raw(raw, target, overwrite=overwrite)

@@ -71,7 +71,7 @@ def evaluate(
     """
     from splatlearn.encoders.base import Encoder
     from splatlearn.engine.runtime import is_main
-    from splatlearn.errors import Problems
+    from splatlearn.errors import ConfigError, Problems
     from splatlearn.tasks.encoders import resolve_encoder
     from splatlearn.tasks.evaluation import find_encoder, run_probe
 
@@ -85,6 +85,8 @@ def evaluate(
     problems.tell()
     robustness = robustness or corrupted is not None
     if robustness:
+        if trial.task.partition(".")[0] != "segmentation":
+            raise ConfigError(f"--robustness: of segmentation of lidar scans only, and not of {trial.task}")
         from splatlearn.tasks.robustness import check_scans
 
         check_scans(trial.source, corrupted)

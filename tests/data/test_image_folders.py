@@ -253,5 +253,5 @@ class TestGroups:
         with pytest.raises(BadData, match=r"^group 'mast3r': .*empty: no image found"):
             ImageGroups(groups={"mast3r": (empty,)}, teachers=TEACHERS, size=(12, 10)).scenes("train")
         few = Source(name=str(fill(tmp_path / "few", 3)), options={"reader": "images"})
-        with pytest.raises(BadData, match="3 images cannot be split for validation; 5 are needed"):
+        with pytest.raises(BadData, match=r"^group 'dino2': .*few: 3 images cannot be split for validation; 5 are"):
             ImageGroups(groups={"dino2": (few,)}, teachers=TEACHERS, size=(12, 10)).scenes("train")

@@ -129,8 +129,8 @@ class TestReader:
         scenes = read(tmp_path)
         assert [red(scene) for scene in split_scenes(scenes, "val")] == [50, 51, 52]
         shutil.rmtree(tmp_path / "val")
-        train, val = (split_scenes(read(tmp_path / "train"), part) for part in ("train", "val"))
-        assert len(train) == 3 and len(val) == 3, "too few to be split: parts of each"
+        with pytest.raises(BadData, match=r"3 images cannot be split for validation; 5 are needed"):
+            split_scenes(read(tmp_path / "train"), "train")
         fill(tmp_path / "train" / "b.tar", 7, first=3)
         parts = [split_scenes(read(tmp_path / "train"), part) for part in ("train", "val")]
         assert all(isinstance(part, LazyScenes) for part in parts) and [len(part) for part in parts] == [8, 2]
@@ -167,6 +167,29 @@ class TestIndex:
             scenes = read(tmp_path)
             assert [scene.name.removeprefix("a.tar/") for scene in scenes] == [names[0], names[1], names[3]]
             assert [red(scene) for scene in scenes] == [0, 1, 3]
+
+    def test_names_with_a_zero_byte(self, tmp_path):
+        """Which only extended headers can hold; the cache parts names by it."""
+        shard = tmp_path / "a.tar"
+        with tarfile.open(shard, "w", format=tarfile.PAX_FORMAT) as tar:
+            for number, name in enumerate(["a.png", "b\0c.png", "d.png"]):
+                info = tarfile.TarInfo("x.png")
+                info.pax_headers, info.size = {"path": name}, len(png(number))
+                tar.addfile(info, io.BytesIO(png(number)))
+        for _ in range(2):  # made, then from the cache
+            reader = ShardsReader(ShardsConfig(), tmp_path)
+            assert {scene.name: red(scene) for scene in reader.scenes()} == {"a.tar/a.png": 0, "a.tar/d.png": 2}
+            ((_, why),) = reader.skipped
+            assert why == r"damaged shard, 2 images of it are kept: the name 'b\x00c.png' holds a zero byte"
+
+    def test_a_cache_whose_arrays_differ_in_length(self, tmp_path, cache):
+        fill(tmp_path / "a.tar", 3)
+        read(tmp_path)
+        (kept,) = cache.iterdir()
+        with np.load(kept) as file:
+            arrays = dict(file)
+        np.savez(kept, **(arrays | {"names": np.frombuffer(b"a\0b\0c\0d\0", np.uint8)}))
+        assert [scene.name for scene in read(tmp_path)] == [f"a.tar/{number:06}.png" for number in range(3)]
 
     def test_small(self, tmp_path):
         """Bytes an image when they travel to a worker: the arrays, and the letters of the names."""
@@ -301,4 +324,7 @@ class TestRuns:
         assert [red(scene) for scene in scenes] == [*range(100, 106), *range(200, 205)]
         assert [red(scene) for scene in scenes.take(np.array([0, 5, 6, 10]))] == [100, 105, 200, 204]
         assert red(scenes[-1]) == 204 and [red(scene) for scene in scenes[4:8]] == [104, 105, 200, 201]
+        assert [red(scene) for scene in scenes[::-1]] == [*range(204, 199, -1), *range(105, 99, -1)]
+        assert [red(scene) for scene in scenes[8:3:-2]] == [202, 200, 104] and len(scenes[3:3]) == 0
+        assert [red(scene) for scene in scenes.take(np.array([6, 0, 7, 7]))] == [200, 100, 201, 201]
         assert joined([[1], [2]]) == [1, 2]

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from data.labelled_maker import write_camvid
-from splatlearn.data.labelled_images import CAMVID, CITYSCAPES
+from splatlearn.data.labelled_images import CAMVID, CITYSCAPES, LabelledImagesConfig
 from splatlearn.data.sampling import split_scenes
 from splatlearn.data.scene import Rejected, Source
-from splatlearn.errors import BadData, MissingData
+from splatlearn.errors import BadData, ConfigError, MissingData
 
 
 def source(path, **options) -> Source:
@@ -57,6 +57,45 @@ class TestCamVid:
         found = {int(c) for s in data.scenes() for c in s.pixel_labels([0])[0].unique()}
         assert found == {-1, 0, 1}
 
+    def test_ignored_classes_of_the_layout(self, tmp_path):
+        pair(tmp_path / "train" / "a.png", tmp_path / "trainannot" / "a.png", [0, 1, 10, 11])
+        data = source(tmp_path, ignore=(0,))
+        classes = data.reader().classes
+        assert tuple(classes) == CAMVID[1:-1]
+        found = data.scenes()[0].pixel_labels([0])[0].unique().tolist()
+        assert found == [-1, 0, 9] and (classes[0], classes[9]) == ("building", "bicyclist")
+        with pytest.raises(BadData, match="every class is ignored"):
+            source(tmp_path, classes=("a", "b"), ignore=(0, 1)).scenes()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"ignore": (300, 3)}, "ignore: ids from 0 to 255 expected, got 300"),
+            ({"ignore": (-5,)}, "ignore: ids from 0 to 255 expected, got -5"),
+            ({"classes": ("a",) * 256}, "classes: at most 255 names, of the ids 0 to 254, got 256"),
+            ({"max_images": 0}, "max_images: 1 or more"),
+        ],
+    )
+    def test_options_that_cannot_be(self, options, message):
+        with pytest.raises(ConfigError, match=message):
+            LabelledImagesConfig(**options)
+
+    def test_names_are_unique(self, tmp_path):
+        for folder in "xyz":
+            pair(tmp_path / "train" / folder / "0.png", tmp_path / "trainannot" / folder / "0.png", [0])
+        (tmp_path / "trainannot" / "z" / "0.png").unlink()
+        data = source(tmp_path)
+        assert [scene.name for scene in data.scenes()] == ["train/x/0.png", "train/y/0.png"]
+        assert [skip.name for skip in data.reader().skipped] == ["train/z/0.png"]
+
+    def test_exif_turns_neither(self, tmp_path):
+        pair(tmp_path / "train" / "a.jpg", tmp_path / "trainannot" / "a.png", [0, 1])
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (6, 4)).save(tmp_path / "train" / "a.jpg", exif=exif)
+        (scene,) = source(tmp_path).scenes()
+        assert scene.images([0])[0].shape[1:] == scene.pixel_labels([0])[0].shape == (4, 6)
+
     def test_an_id_that_is_no_class(self, tmp_path):
         pair(tmp_path / "train" / "a.png", tmp_path / "trainannot" / "a.png", [0, 40])
         with pytest.raises(BadData, match=r"a\.png: ids \[40\] are no class.*--data\.ignore"):
@@ -76,6 +115,16 @@ class TestCamVid:
         for read in (scene.images, scene.pixel_labels):
             with pytest.raises(Rejected, match="cannot be read"):
                 read([0])
+
+    def test_labels_that_are_damaged_within(self, tmp_path):
+        write_camvid(tmp_path)
+        file = tmp_path / "trainannot" / "000.png"
+        whole = file.read_bytes()
+        scene = source(tmp_path).scenes()[0]
+        for place in (33, 41, len(whole) // 2):  # the length of the chunk with the pixels, its start, its middle
+            file.write_bytes(whole[:place] + bytes(4) + whole[place + 4 :])
+            with pytest.raises(Rejected, match=r"labels cannot be read \(train/000\.png: cannot be decoded"):
+                scene.pixel_labels([0])
 
     def test_at_most(self, tmp_path):
         assert len(source(write_camvid(tmp_path), max_images=2).scenes()) == 4

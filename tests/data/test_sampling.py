@@ -91,6 +91,29 @@ class TestSplit:
         assert len(train.boxes()) == len(val.boxes()) == 1
         assert len(train.cameras) == 0
 
+    @pytest.mark.parametrize("stated", ["", "train"])
+    def test_too_few_images(self, stated, recording):
+        class Image(Scene):
+            def __init__(self, name: str) -> None:
+                self.name, self.split = name, stated
+
+        images = [Image(str(number)) for number in range(5)]
+        for part in ("train", "val"):
+            with pytest.raises(BadData, match=r"3 images cannot be split for validation; 5 are needed.*the first is 0"):
+                split_scenes(images[:3], part)
+            with pytest.raises(BadData, match="1 images cannot be split"):
+                split_scenes([recording, images[0]], part)
+        assert [len(split_scenes(images, part)) for part in ("train", "val")] == [4, 1]
+
+    def test_too_few_views(self, recording):
+        """A part without views, and without a cloud, would only fail later."""
+
+        class Few(Scene):
+            name, cameras = "few", cameras([0, 1])
+
+        with pytest.raises(BadData, match="cannot be split"):
+            split_scenes([Few()], "val")
+
     def test_unknown_split(self):
         with pytest.raises(BadData, match="train or val expected, got 'validation'"):
             split_scenes([Fake("a")], "validation")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.labelled_maker import write_camvid
 from data.recording_maker import SIZE, write_depth, write_seven_scenes
 from data.scan_maker import write_calibrated
 from splatlearn.errors import BadData, UserError
@@ -250,6 +251,48 @@ class TestImages:
     def test_json(self, folder, tmp_path):
         report = check(str(folder), json=tmp_path / "report.json")
         assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(report.to_dict()))
+
+
+class TestLabelledImages:
+    def test_numbers(self, tmp_path):
+        report = check(str(write_camvid(tmp_path)), small=30)
+        assert report.reader == "labelled_images" and report.scenes == ()
+        assert report.images and (report.images.count, report.images.small) == (9, 9)
+        labels = report.images.labels
+        assert labels and labels.count == 9 and labels.wrong == {}
+        assert sum(labels.pixels.values()) == 9 * 40 * 28 and labels.pixels[-1] == 9 * 28
+        assert set(labels.pixels) == {-1, 0, 1, 2} and labels.never == report.classes[3:]
+        text = str(report)
+        assert "9 image(s)" in text and "Labels: ignored 2.5%, sky" in text
+        assert "classes that no pixel is of: 8 (road, pavement" in text
+
+    def test_what_is_wrong_with_them(self, tmp_path):
+        annotations = write_camvid(tmp_path, train=7) / "trainannot"
+        (annotations / "000.png").unlink()
+        (annotations / "001.png").write_bytes(b"no image")
+        for number, label in ((2, np.full((28, 40), 77)), (3, np.full((28, 40), 77)), (4, np.zeros((40, 28)))):
+            Image.fromarray(label.astype(np.uint8)).save(annotations / f"00{number}.png")
+        Image.new("RGB", (40, 28)).save(annotations / "005.png")
+        (tmp_path / "train" / "006.png").write_bytes(b"no image")
+        report = check(str(tmp_path), data_options={"ignore": (2,)})
+        assert report.images and (report.images.count, len(report.classes)) == (8, 10)
+        labels = report.images.labels
+        assert labels and labels.count == 3 and set(labels.pixels) == {-1, 0, 1}
+        assert {names: why.split(";")[0] for why, names in labels.wrong.items()} == {
+            ("train/001.png",): "cannot be decoded (of no known format)",
+            ("train/002.png", "train/003.png"): "ids [77] are no class",
+            ("train/004.png",): "they are of 28x40 pixels, the image of 40x28",
+            ("train/005.png",): "one channel of 8 bits is expected, ids, got uint8 (28, 40, 3)",
+        }
+        left_out = {name: why for why, names in report.skipped.items() for name in names}
+        assert left_out == {
+            "train/000.png": "it has no labels",
+            "train/006.png": "cannot be decoded (of no known format)",
+        }
+        text = " ".join(str(report).split())
+        assert "labels that cannot be used, 2 (train/002.png, train/003.png): ids [77] are no class" in text
+        assert "image left out (1 (train/000.png)): it has no labels" in text
+        assert json.loads(json.dumps(report.to_dict()))["images"]["labels"]["count"] == 3
 
 
 class TestOutput:

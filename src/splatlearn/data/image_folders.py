@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,6 +91,10 @@ class Photograph(Scene):
         """Where it is, for messages."""
         return str(self.root / self.name)
 
+    def decode(self, file: Path | BinaryIO) -> np.ndarray:
+        """(H W 3) uint8 of its file, wherever that was read to; raises `UnreadableImage`."""
+        return read_upright(file)
+
     def images(self, views: Sequence[int]) -> list[Tensor]:
         """The image (3 H W) in [0, 1] at its native size, once for each of `views`.
 
@@ -97,7 +102,7 @@ class Photograph(Scene):
             Rejected: the file cannot be decoded.
         """
         try:
-            pixels = torch.tensor(read_upright(self.source())).permute(2, 0, 1)
+            pixels = torch.tensor(self.decode(self.source())).permute(2, 0, 1)
         except UnreadableImage as error:
             _warn(self.place, str(error))
             raise Rejected("an image cannot be read", f"{self.name}: {error}") from error

@@ -10,7 +10,7 @@ import torch
 from splatlearn.config import require
 from splatlearn.data.lazy_scenes import in_group, joined
 from splatlearn.data.photo_augment import BLUR, PhotoAugmentation, augment_photo, centre_photo
-from splatlearn.data.sampling import ENOUGH_SCENES, split_scenes
+from splatlearn.data.sampling import split_scenes
 from splatlearn.data.scene import Scene, Source
 from splatlearn.errors import BadData, UserError
 from splatlearn.structures import Batch, Images
@@ -99,7 +99,7 @@ class ImageGroups:
 
 def _split(source: Source, split: str) -> Sequence[Scene]:
     scenes = source.scenes()
-    few = len(scenes) < ENOUGH_SCENES and not all(scene.split for scene in scenes)
-    if few and any(not len(scene.cameras) for scene in scenes):
-        raise BadData(f"{source.name}: {len(scenes)} images cannot be split for validation; {ENOUGH_SCENES} are needed")
-    return split_scenes(scenes, split)
+    try:
+        return split_scenes(scenes, split)
+    except BadData as error:
+        raise BadData(f"{source.name}: {error}") from None

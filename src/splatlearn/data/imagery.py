@@ -11,6 +11,8 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
+from splatlearn.errors import BadData
+
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 INVALID_DEPTH = 65535
@@ -99,12 +101,12 @@ def read_upright(file: Path | BinaryIO) -> np.ndarray:
     Raises:
         UnreadableImage: missing, undecodable, or larger than Pillow's limit (179 million pixels).
     """
-    try:
-        with Image.open(file) as image:
-            ink = _plain_ink(image)
-            return np.asarray(_rgb(_on_white(ImageOps.exif_transpose(image)), ink))
-    except _FAILURES as error:
-        raise UnreadableImage(f"cannot be decoded ({_short(error)})") from error
+    return _photograph(file, turn=True)
+
+
+def read_stored(file: Path | BinaryIO) -> np.ndarray:
+    """As `read_upright`, but not turned, whatever EXIF says: as files of labels or masks beside it are."""
+    return _photograph(file, turn=False)
 
 
 def kind_of(file: Path | BinaryIO) -> str:
@@ -144,6 +146,28 @@ def read_depth(path: Path, scale: float) -> np.ndarray:
     marked = raw.dtype.kind == "u" and raw.dtype.itemsize == 2
     valid = (raw > 0) & (raw != INVALID_DEPTH) if marked else raw > 0
     return np.where(valid, raw, 0).astype(np.float32) * np.float32(scale)
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """An image whose values are ids, as it is stored.
+
+    Args:
+        path: one channel of 8 bits; of a palette image the indices are taken.
+
+    Returns:
+        (H W) uint8.
+
+    Raises:
+        UnreadableImage: missing or undecodable.
+        BadData: an image of another kind, such as one of colours.
+    """
+    try:
+        ids = _decode(path)
+    except _FAILURES as error:
+        raise UnreadableImage(f"cannot be decoded ({_short(error)})") from error
+    if ids.ndim != 2 or ids.dtype != np.uint8:
+        raise BadData(f"{path}: one channel of 8 bits is expected, ids, got {ids.dtype} {ids.shape}")
+    return ids
 
 
 def resample_indices(source: np.ndarray, target: np.ndarray, native: tuple[int, int], size: tuple[int, int]):
@@ -206,6 +230,15 @@ def _rgb(image: Image.Image, plain_ink: bool = False) -> Image.Image:
 def _resize(image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float]) -> Image.Image:
     larger = size[0] > image.width or size[1] > image.height
     return image.resize(size, Image.Resampling.BILINEAR if larger else Image.Resampling.BOX, box)
+
+
+def _photograph(file: Path | BinaryIO, turn: bool) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            ink = _plain_ink(image)
+            return np.asarray(_rgb(_on_white(ImageOps.exif_transpose(image) if turn else image), ink))
+    except _FAILURES as error:
+        raise UnreadableImage(f"cannot be decoded ({_short(error)})") from error
 
 
 def _decode(path: Path) -> np.ndarray:

@@ -3,14 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from splatlearn.config import require
-from splatlearn.data.imagery import COLOR_SUFFIXES, UnreadableImage, read_upright
+from splatlearn.data.image_folders import Photograph
+from splatlearn.data.imagery import COLOR_SUFFIXES, UnreadableImage, read_ids, read_stored
 from splatlearn.data.scene import Reader, Rejected, Scene, Skipped, reasons
 from splatlearn.errors import BadData
 from splatlearn.registry import readers
@@ -102,7 +103,8 @@ class LabelledImagesConfig:
     Args:
         classes: names of the ids 0, 1, ... in the label files; empty takes the layout's (CamVid's 11, ADE20K's 150
             without names, Cityscapes' 19).
-        ignore: ids that are no class, besides 255; with `classes`, it takes the place of the layout's.
+        ignore: ids, 0 to 255, that are no class, besides 255; with `classes`, it takes the place of the layout's. The
+            classes are counted without them.
         max_images: keep at most so many of each split, evenly spaced in the order of names; None keeps all.
     """
 
@@ -112,53 +114,62 @@ class LabelledImagesConfig:
 
     def __post_init__(self) -> None:
         few = self.max_images is not None and self.max_images < 1
-        require({f"max_images: 1 or more, or none, expected, got {self.max_images}": not few})
+        outside = [i for i in self.ignore if not 0 <= i <= VOID]
+        require(
+            {
+                f"classes: at most {VOID} names, of the ids 0 to {VOID - 1}, got {len(self.classes)}": (
+                    len(self.classes) <= VOID
+                ),
+                f"ignore: ids from 0 to {VOID} expected, got {', '.join(map(str, outside))}": not outside,
+                f"max_images: 1 or more, or none, expected, got {self.max_images}": not few,
+            }
+        )
 
 
-class LabelledPhotograph(Scene):
-    """One image and the classes of its pixels.
+class LabelledPhotograph(Photograph):
+    """One image and the classes of its pixels, both as they are stored: EXIF turns neither.
 
     Args:
-        name: of the image below its split's folder, with the split before it.
+        name: path of the image below its split's folder, with the split before it.
         split: `train`, `val` or `test`.
         image, label: the files.
         classes: class of each id of the file (256), -1 where it is none, -2 where it may not occur.
     """
 
     def __init__(self, name: str, split: str, image: Path, label: Path, classes: Tensor) -> None:
-        self.name, self.split, self._image, self._label, self._classes = name, split, image, label, classes
+        super().__init__(image.parent, image.name)
+        self.name, self.split, self.label, self._classes = name, split, label, classes
+        self._image = image
 
-    def images(self, views: Sequence[int]) -> list[Tensor]:
-        """The image (3 H W) in [0, 1] at its native size, once for each of `views`.
+    def source(self) -> Path:
+        """The image's file."""
+        return self._image
 
-        Raises:
-            Rejected: the file cannot be decoded.
-        """
-        try:
-            pixels = torch.tensor(read_upright(self._image)).permute(2, 0, 1)
-        except UnreadableImage as error:
-            raise Rejected("an image cannot be read", f"{self.name}: {error}") from error
-        return [pixels.to(torch.float32, memory_format=torch.contiguous_format) / 255 for _ in views]
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        return str(self._image)
+
+    def decode(self, file: Path | BinaryIO) -> np.ndarray:
+        """(H W 3) uint8 of its file; raises `UnreadableImage`."""
+        return read_stored(file)
 
     def pixel_labels(self, views: Sequence[int]) -> list[Tensor]:
         """(H W) int64 classes, -1 = ignored, once for each of `views`.
 
         Raises:
             Rejected: the file cannot be decoded.
-            BadData: an id that is no class and is not ignored.
+            BadData: no image of ids, or an id that is no class and is not ignored.
         """
         try:
-            with Image.open(self._label) as image:
-                array = np.array(image)
-        except (OSError, UnidentifiedImageError, ValueError) as error:
-            raise Rejected("labels cannot be read", f"{self._label.name}: {error}") from error
-        if array.ndim != 2 or array.dtype != np.uint8:
-            raise BadData(f"{self._label}: one channel of 8 bits is expected, ids, got {array.dtype} {array.shape}")
-        label = self._classes[torch.from_numpy(array).long()]
+            array = read_ids(self.label)
+        except UnreadableImage as error:
+            raise Rejected("labels cannot be read", f"{self.name}: {error}") from error
+        label = self._classes[torch.tensor(array).long()]
         if bool((label == -2).any()):
             found = sorted(np.unique(array[label.numpy() == -2]).tolist())
             raise BadData(
-                f"{self._label}: ids {found[:5]} are no class; name them (--data.classes), or give --data.ignore"
+                f"{self.label}: ids {found[:5]} are no class; name them (--data.classes), or give --data.ignore"
             )
         return [label for _ in views]
 
@@ -178,8 +189,11 @@ class LabelledImagesReader(Reader):
     def __init__(self, config: LabelledImagesConfig, path: Path) -> None:
         self.config, self.path = config, path
         self.layout = LAYOUTS[_layout(path) or "camvid"]
-        own = tuple(name for i, name in enumerate(config.classes) if i not in config.ignore)
-        self.classes = own or self.layout.classes or tuple(f"class {i}" for i in self.layout.ids)
+        named, ignored = _named(config, self.layout)
+        self.classes = tuple(named.values())
+        self._table = torch.full((256,), -2)
+        self._table[list(ignored)] = -1
+        self._table[list(named)] = torch.arange(len(named))
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
@@ -190,18 +204,23 @@ class LabelledImagesReader(Reader):
         """Every image with its labels, by split and name; images without are named in `skipped`.
 
         Raises:
-            BadData: no image has labels.
+            BadData: no image has labels, or every class is ignored.
         """
-        table, found, without = self._table(), [], []
+        if not self.classes:
+            raise BadData(f"{self.path}: every class is ignored (--data.ignore)")
+        found: list[Scene] = []
+        without: list[Skipped] = []
         for split, folder in self.layout.images.items():
-            pairs = list(self._pairs(split, self.path / folder))
-            missing = [image for image, label in pairs if not label.is_file()]
-            without += [Skipped(f"{split}/{image.name}", "it has no labels") for image in missing]
-            pairs = [pair for pair in pairs if pair[1].is_file()]
+            root = self.path / folder
+            pairs = []
+            for image, label in self._pairs(split, root):
+                name = f"{split}/{image.relative_to(root).as_posix()}"
+                if label.is_file():
+                    pairs.append(LabelledPhotograph(name, split, image, label, self._table))
+                else:
+                    without.append(Skipped(name, "it has no labels"))
             most = self.config.max_images or len(pairs)
-            if len(pairs) > most:
-                pairs = [pairs[i * len(pairs) // most] for i in range(most)]
-            found += [LabelledPhotograph(f"{split}/{image.name}", split, image, label, table) for image, label in pairs]
+            found += [pairs[i * len(pairs) // most] for i in range(most)] if len(pairs) > most else pairs
         self.skipped = tuple(without)
         if not found:
             raise BadData(f"{self.path}: no image has labels: {reasons(without) or 'there are no images'}")
@@ -215,16 +234,16 @@ class LabelledImagesReader(Reader):
                 stem = image.name.removesuffix(end) if end else image.stem
                 yield image, target / image.parent.relative_to(folder) / f"{stem}{self.layout.label_end}"
 
-    def _table(self) -> Tensor:
-        """(256) int64, class of each id."""
-        table = torch.full((256,), -2)
-        own = bool(self.config.classes)
-        ids = range(len(self.config.classes)) if own else self.layout.ids or range(len(self.layout.classes))
-        ignored = {*self.config.ignore, VOID, *(() if own else self.layout.ignore)}
-        kept = [i for i in ids if i not in ignored]
-        table[list(ignored)] = -1
-        table[kept] = torch.arange(len(kept))
-        return table
+
+def _named(config: LabelledImagesConfig, layout: Layout) -> tuple[dict[int, str], set[int]]:
+    """Id -> name of every class, in their order; and the ids that are none."""
+    if config.classes:
+        named, ignored = dict(enumerate(config.classes)), {*config.ignore, VOID}
+    else:
+        ids = layout.ids or range(len(layout.classes))
+        named = dict(zip(ids, layout.classes or (f"class {i}" for i in ids), strict=True))
+        ignored = {*config.ignore, VOID, *layout.ignore}
+    return {i: name for i, name in named.items() if i not in ignored}, ignored
 
 
 def _layout(path: Path) -> str:

@@ -4,7 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import overload
 
 import numpy as np
@@ -95,13 +95,15 @@ class JoinedScenes(Scenes):
         return self.parts[part][index - self.bounds[part]]
 
     def take(self, rows: np.ndarray) -> "JoinedScenes":
-        """The scenes of some indices, which have to rise."""
-        parts = zip(self.parts, pairwise(self.bounds), strict=True)
-        return JoinedScenes([chosen(part, rows[(a <= rows) & (rows < b)] - a) for part, (a, b) in parts])
+        """The scenes of some indices, in their order; few parts where that rises or falls."""
+        part = np.searchsorted(self.bounds, rows, side="right") - 1
+        starts = np.flatnonzero(np.diff(part, prepend=-1))
+        runs = zip(part[starts], np.split(rows, starts)[1:], strict=True)
+        return JoinedScenes([chosen(self.parts[n], run - self.bounds[n]) for n, run in runs])
 
 
 def chosen(scenes: Sequence[Scene], rows: np.ndarray) -> Sequence[Scene]:
-    """The scenes of some indices that rise: a list of a list, lazy of lazy ones."""
+    """The scenes of some indices, in their order: a list of a list, lazy of lazy ones."""
     return scenes.take(rows) if isinstance(scenes, Scenes) else [scenes[row] for row in rows.tolist()]
 
 

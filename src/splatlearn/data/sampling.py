@@ -32,7 +32,7 @@ def split_scenes(scenes: Sequence[Scene], split: str, *, seed: int = 0, share: f
     The source's own split is taken where every scene states one and both occur (`test` stands in for a missing
     `val`). Otherwise five scenes or more are split whole, at random by `seed`: all scenes of a drive together, and of a
     single drive the last fifth, as neighbours in time look alike. Of fewer scenes the last fifth of the views and of
-    the floor area is held out (`ScenePart`).
+    the floor area is held out (`ScenePart`); images, which have neither several views nor a cloud, cannot be cut so.
 
     Args:
         scenes: in a fixed order.
@@ -41,7 +41,7 @@ def split_scenes(scenes: Sequence[Scene], split: str, *, seed: int = 0, share: f
         share: held out.
 
     Raises:
-        BadData: another split is asked for.
+        BadData: another split is asked for, or too few images to split.
     """
     if split not in ("train", "val"):
         raise BadData(f"split: train or val expected, got {split!r}")
@@ -51,6 +51,11 @@ def split_scenes(scenes: Sequence[Scene], split: str, *, seed: int = 0, share: f
         wanted = split if split == "train" else held_out_name
         return chosen(scenes, np.flatnonzero([scene.split == wanted for scene in scenes]))
     if len(scenes) < ENOUGH_SCENES:
+        if whole := [scene for scene in scenes if not _can_be_cut(scene, share)]:
+            raise BadData(
+                f"{len(whole)} images cannot be split for validation; {ENOUGH_SCENES} are needed, or folders train and "
+                f"val; the first is {whole[0].name}"
+            )
         return [ScenePart(scene, split, share) for scene in scenes]
     drives = [scene.drive or i for i, scene in enumerate(scenes)]
     names = list(dict.fromkeys(drives))
@@ -60,6 +65,11 @@ def split_scenes(scenes: Sequence[Scene], split: str, *, seed: int = 0, share: f
     order = np.random.default_rng([seed, 0x5EED]).permutation(len(names))
     held_out = {names[i] for i in order[: max(1, round(share * len(names)))]}
     return chosen(scenes, np.flatnonzero([(drive in held_out) == (split == "val") for drive in drives]))
+
+
+def _can_be_cut(scene: Scene, share: float) -> bool:
+    """Whether it has a cloud, which is not read for this, or views enough for both parts."""
+    return type(scene).points is not Scene.points or round(share * len(scene.cameras)) > 0
 
 
 class ScenePart(Scene):

@@ -20,7 +20,7 @@ from splatlearn.data.image_folders import SUFFIXES
 from splatlearn.data.procedural.cache import cache_root
 from splatlearn.errors import BadData, UserError
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same shard gives another index."""
 _BLOCK = tarfile.BLOCKSIZE
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -116,6 +116,8 @@ def _make(shard: str, file: BinaryIO, length: int) -> ShardIndex:
             damage = f"it ends within {member.name}"
         elif not _is_image(member):
             continue
+        elif "\0" in member.name:
+            damage = damage or f"the name {member.name!r} holds a zero byte"
         elif member.name in names:
             twice.append(member.name)
         else:
@@ -180,13 +182,14 @@ def _remote(shard: str) -> tuple[Any, str]:
 def _load(path: Path) -> ShardIndex | None:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return ShardIndex(
+            index = ShardIndex(
                 names=_lines(file["names"]),
                 offsets=file["offsets"],
                 sizes=file["sizes"],
                 twice=_lines(file["twice"]),
                 damage=str(file["damage"]),
             )
+        return index if len(index.names) == len(index.offsets) == len(index.sizes) else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -214,7 +217,7 @@ def _save(path: Path, index: ShardIndex) -> None:
 
 
 def _bytes(names: list[str]) -> np.ndarray:
-    """Names as one array of bytes, each followed by a zero byte, which no name in a tar file holds."""
+    """Names as one array of bytes, each followed by a zero byte, which none of them holds."""
     return np.frombuffer("".join(f"{name}\0" for name in names).encode("utf-8", "surrogateescape"), np.uint8)
 
 

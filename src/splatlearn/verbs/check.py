@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from splatlearn.errors import UserError
 from splatlearn.verbs import check_size, output_file
-from splatlearn.verbs.check_report import CheckReport, PointsReport, SceneReport, ViewsReport
+from splatlearn.verbs.check_report import CheckReport, PointsReport, SceneReport, ViewsReport, by_reason
 
 if TYPE_CHECKING:
     from splatlearn.data.scene import Scene, Skipped
@@ -76,7 +76,7 @@ def check(
             tell(next(numbers))
 
         look = functools.partial(_check_scene, size=size, gap=gap, classes=len(reader.classes), tick=tick)
-        images, damaged = check_images(scenes, small, tick) if blind else (None, [])
+        images, damaged = check_images(scenes, small, reader.classes, tick) if blind else (None, [])
         reports = [] if blind else _check_scenes(scenes, look, damaged)
     if not images and not any(report.views or report.points for report in reports):
         reasons = Counter(reason for report in reports for reason in report.skipped)
@@ -89,7 +89,7 @@ def check(
         classes=tuple(reader.classes),
         gap=gap,
         scenes=tuple(reports),
-        skipped=_by_reason([*reader.skipped, *damaged]),
+        skipped=by_reason([*reader.skipped, *damaged]),
         images=images,
     )
     if file is not None:
@@ -136,7 +136,7 @@ def _check_scene(scene: Scene, size: tuple[int, int], gap: int, classes: int, ti
         notes=scene.notes,
         views=views,
         points=points,
-        skipped=_by_reason([*scene.skipped, *broken]),
+        skipped=by_reason([*scene.skipped, *broken]),
         warnings=(*_scene_warnings(scene), *_view_warnings(views, gap), *_point_warnings(points, classes)),
     )
 
@@ -290,13 +290,6 @@ def _point_warnings(points: PointsReport | None, classes: int) -> Iterable[str]:
     yield from (f"{camera} sees none of the points" for camera, count in points.seen.items() if not count)
     if max(points.extent) > (LIDAR_REACH if "intensity" in points.attributes else 200):
         yield f"the cloud is {max(points.extent):.0f} m long: is it in metres?"
-
-
-def _by_reason(skipped: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
-    reasons: dict[str, list[str]] = {}
-    for name, reason in skipped:
-        reasons.setdefault(reason, []).append(name)
-    return {reason: tuple(names) for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1]))}
 
 
 def _rounded(values: Iterable[float]) -> tuple[float, ...]:

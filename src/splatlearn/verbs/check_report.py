@@ -67,6 +67,23 @@ class PointsReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelsReport:
+    """Classes of the pixels of images, every file decoded.
+
+    Args:
+        count: images whose labels can be used.
+        pixels: class id -> pixels; -1 is ignored.
+        never: names of the classes that no pixel is of.
+        wrong: what is wrong with the labels of other images: reason -> names.
+    """
+
+    count: int
+    pixels: Mapping[int, int]
+    never: tuple[str, ...]
+    wrong: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImagesReport:
     """Images without cameras, every one decoded. Sizes are upright, by their number of pixels.
 
@@ -79,6 +96,7 @@ class ImagesReport:
         least: pixels below which a side is small.
         small: images with a side that is.
         same: names of images whose files are the same byte for byte, by file.
+        labels: of their pixels, None where the source has none.
     """
 
     count: int
@@ -89,6 +107,7 @@ class ImagesReport:
     least: int
     small: int
     same: tuple[tuple[str, ...], ...]
+    labels: LabelsReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +157,7 @@ class CheckReport:
         count = f"{len(self.scenes)} scene(s)" if self.images is None else f"{self.images.count} image(s)"
         head = f"{self.data}: reader {self.reader}, {count}"
         tables = [_images_table(self), *(make(self.scenes) for make in (_views_table, _points_table))]
-        lines = [*_label_lines(self), *_seen_lines(self), *_same_lines(self), *_remarks(self)]
+        lines = [*_label_lines(self), *_wrong_lines(self), *_seen_lines(self), *_same_lines(self), *_remarks(self)]
         parts = [head, *(t for t in tables if t.row_count), *lines]
         return Group(*parts)
 
@@ -150,6 +169,14 @@ class CheckReport:
         console = Console(file=StringIO(), width=118, highlight=False, markup=False)
         console.print(self)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+
+
+def by_reason(skipped: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """Reason -> names, the commonest first, of pairs of name and reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in skipped:
+        reasons.setdefault(reason, []).append(name)
+    return {reason: tuple(names) for reason, names in sorted(reasons.items(), key=lambda item: -len(item[1]))}
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -219,7 +246,8 @@ def _points_table(scenes: Iterable[SceneReport]) -> Table:
 
 
 def _label_lines(report: CheckReport) -> list[str]:
-    totals: Counter[int] = Counter()
+    of_images = report.images.labels if report.images else None
+    totals: Counter[int] = Counter(of_images.pixels if of_images else {})
     for scene in report.scenes:
         totals.update(scene.points.labels if scene.points else {})
     every = sum(totals.values())
@@ -228,6 +256,15 @@ def _label_lines(report: CheckReport) -> list[str]:
     names = {-1: "ignored", **dict(enumerate(report.classes))}
     shares = [f"{names.get(label, label)} {totals[label] / every:.1%}" for label in sorted(totals)]
     return ["", "Labels: " + ", ".join(shares)]
+
+
+def _wrong_lines(report: CheckReport) -> list[str]:
+    """What labels of images lack."""
+    labels = report.images.labels if report.images else None
+    if labels is None:
+        return []
+    never = [f"classes that no pixel is of: {_listed(labels.never)}"] if labels.never else []
+    return [*never, *(f"labels that cannot be used, {_listed(names)}: {why}" for why, names in labels.wrong.items())]
 
 
 def _seen_lines(report: CheckReport) -> list[str]:

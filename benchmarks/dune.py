@@ -32,10 +32,10 @@ from splatlearn.encoders.base import FeatureMaps
 from splatlearn.engine.config import TrainConfig
 from splatlearn.engine.optimizers import build_optimizer
 from splatlearn.engine.trainable import Progress
-from splatlearn.heads.projectors import create_projector
+from splatlearn.heads.projectors import KINDS, create_projector
 from splatlearn.losses.distillation import image_losses
 from splatlearn.losses.dropping import coefficients, kept_mean
-from splatlearn.recipes.dune import PROJECTORS, Branch, Dune, DuneConfig, Tokens
+from splatlearn.recipes.dune import Branch, Dune, DuneConfig, Tokens
 from splatlearn.structures import Images
 from splatlearn.teachers.prepared import PreparedMaps
 
@@ -145,7 +145,7 @@ def projectors(sizes: Sequence[int], batch: int, repeats: int) -> None:
         first: tuple[float, float] | None = None
         for name, short in SHORT.items():
             levels = 12 if name == "ladder" else 1
-            projector = create_projector(PROJECTORS[name](), (384,) * levels, 1024)
+            projector = create_projector(KINDS[name](), (384,) * levels, 1024)
             side = size // 14
             maps = [torch.randn(batch, 384, side, side, requires_grad=True) for _ in range(levels)]
             tokens = [torch.randn(batch, 384, requires_grad=True) for _ in range(levels)]

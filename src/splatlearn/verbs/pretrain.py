@@ -44,7 +44,8 @@ def pretrain(
     Args:
         recipe: how to learn: gs3, scalr, dune.
         run: folder of the run; one that is there is continued.
-        preset: paper, small (one consumer GPU, or an hour on a CPU), or tiny (seconds on a CPU).
+        preset: small (one consumer GPU, or an hour on a CPU), tiny (seconds on a CPU), and those of the paper, which
+            `splatlearn list recipes NAME` names.
         data: rooms, streets, or a folder of recordings, scans or images; by default what the preset names.
         encoder: sparse_unet, pointnet2, waffleiron, vit, FAMILY.PRESET, or a run folder to start from its weights.
         teacher: image model to learn from, FAMILY.PRESET; several with commas; of recipes that distil.

@@ -7,6 +7,7 @@ a photograph, and x and y in pixels of its native size.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,8 +161,9 @@ def look(
 
         networks[f"teacher {teacher}"] = create_teacher(teacher, teacher_options).to(device)
     if size is not None:
-        for title, network in networks.items():
-            check_multiple(size, _patch(network), title, "--size")
+        patches = [_patch(network) for network in networks.values()]
+        owner = " and ".join(networks) + (" together" if len(set(patches)) > 1 else "")
+        check_multiple(size, lcm(*patches), owner, "--size")
     result = Look(photos=[], seen=[Seen(title=title) for title in networks], notes=())
     for view in views:
         try:

@@ -93,6 +93,7 @@ sweep
   --labelled TEXT
   --task TEXT
   --task-preset TEXT
+  --projector TEXT
   --jobs N
   --retries N
   --data.OPTION VALUE

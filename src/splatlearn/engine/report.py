@@ -147,7 +147,7 @@ def read_settings(run: Path) -> dict[str, Any]:
 
 def probe_rows(probes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Header and rows of a probe table: mean of each metric over seeds, and its range, best first
-    for each share of labels."""
+    for each share of labels; with a column of tasks where there are several."""
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for probe in probes:
         share = f"{100 * float(probe.get('labels', 1)):.3g} %"
@@ -165,7 +165,8 @@ def probe_rows(probes: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         rows.append(((-share_of_labels, -first), [*key, *map(markup.mean_and_range, values), str(len(members))]))
     rows.sort(key=lambda row: row[0])
     header = ["task", "encoder", "probe", "labels", *(SHORT.get(name, name) for name in names), "seeds"]
-    return [header, *(row for _, row in rows)]
+    table, first = [header, *(row for _, row in rows)], 0 if len({key[0] for key in groups}) > 1 else 1
+    return [row[first:] for row in table]
 
 
 def _what(settings: Mapping[str, Any]) -> str:

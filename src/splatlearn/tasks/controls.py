@@ -169,7 +169,7 @@ class Comparison:
         return "\n".join([draw(self.evaluations[0].task, header, rows), str(self.margin), *tuned])
 
 
-NUMBERS = {"miou": "mIoU", "macc": "mAcc", "rmse": "RMSE", "rel": "AbsRel", "delta1": "< 1.25", "knn": "kNN"}
+NUMBERS = {"miou": "mIoU", "macc": "mAcc", "rmse": "RMSE", "rel": "AbsRel", "knn": "kNN"}
 """Numbers as a reader knows them."""
 METHODS = {
     ("run", "linear"): "pre-trained, frozen: linear probe",

@@ -40,7 +40,7 @@ class ImageDepthConfig(ImageTaskConfig):
     summary: bool = True
     rows: int = 0
     batch: int = 4
-    learning_rates: tuple[float, ...] = (1e-2, 1e-3)
+    learning_rates: tuple[float, ...] = (3e-2, 1e-2, 3e-3)
     bins: int = 256
     near: float = 1e-3
     far: float = 10.0
@@ -58,7 +58,7 @@ class ImageDepthConfig(ImageTaskConfig):
         )
 
 
-@tasks.register("image_depth", ImageDepthConfig, {"small": {}, "tiny": {"tokens": 16, "steps": 150, "bins": 64}})
+@tasks.register("image_depth", ImageDepthConfig, {"small": {}, "tiny": {"tokens": 16, "steps": 300, "bins": 64}})
 class ImageDepth(ImageTask):
     """Depth of pixels.
 

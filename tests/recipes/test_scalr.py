@@ -255,7 +255,7 @@ class TestRecipe:
         assert own == {"timm.dinov2-s": {"norm": False}}
 
     def test_another_data_set_that_is_not_there(self):
-        with pytest.raises(BadData, match="nowhere: no such file or folder"):
+        with pytest.raises(ConfigError, match=r"--recipe\.also: nowhere: no such file or folder"):
             plan("scalr", preset="tiny", recipe_options={"also": {"nowhere": {}}})
 
     def test_prepared_maps_of_another_teacher(self, tmp_path):

@@ -306,7 +306,7 @@ def segmentation_score(task: Segmentation, source: Source) -> Callable[[Sequence
     task.eval()
 
     def score(scenes: Sequence[Scene]) -> float:
-        scores = Scores(len(task.classes), "point of the scans")
+        scores = Scores(len(task.classes), "point of the validation clouds")
         forgetful = replace(data, source=replace(source))
         for scene in scenes:
             cloud = forgetful.ready(forgetful.thin(scene)).to(device)

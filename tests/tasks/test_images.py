@@ -262,6 +262,10 @@ class TestEncoders:
         maps = found.encoder(torch.rand(2, 3, 30, 50), (5, 3))
         assert maps.levels[0].shape == (2, found.encoder.channels[0], 3, 5)
 
+    def test_pixels_have_no_projector(self):
+        with pytest.raises(ConfigError, match=r"--encoder raw: options \['projector'\] only go with"):
+            resolve_encoder("raw", {"projector": "timm.tiny"}, kind=ImageEncoder)
+
     def test_raw_is_the_pixels(self):
         images = torch.rand(1, 3, 2 * RAW_PATCH, RAW_PATCH)
         maps = encoder()(images).levels[0]

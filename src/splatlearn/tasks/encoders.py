@@ -159,9 +159,12 @@ def resolve_encoder(
         return Resolved(_of_kind(encoder, name, kind), "random")
     if prefix == "teacher" and rest:
         return Resolved(_of_kind(TeacherEncoder(create_teacher(rest, given)), name, kind), "teacher")
-    projector = given.pop("projector", "") if kind is not PointEncoder else ""
+    projector = given.pop("projector", "") if kind is not PointEncoder and name != "raw" else ""
     if given:
-        raise ConfigError(f"--encoder {name}: options {sorted(given)} only go with random:NAME and teacher:NAME")
+        raise ConfigError(
+            f"--encoder {name}: options {sorted(given)} only go with random:NAME and teacher:NAME (of a run of images: "
+            "projector)"
+        )
     if name == "raw":
         return Resolved(RawPixels() if kind is ImageEncoder else _raw(available), "raw")
     run = Path(name).expanduser()
@@ -192,7 +195,7 @@ def _unresolved(name: str, kind: type[Encoder]) -> UserError:
     if family in registry.teachers.families():
         return UserError(f"--encoder {name}: a teacher is asked for by name: teacher:{name}")
     known = [f"random:{family}" for family in registry.encoders.families()]
-    more = ", teacher:NAME" if kind is ImageEncoder else ""
+    more = ", teacher:NAME" if kind is not PointEncoder else ""
     return UserError(
         f"--encoder {name}: no such run folder{nearest(name, known)} "
         f"(a run folder of `splatlearn pretrain`, {', '.join(known)}{more}, or raw)"

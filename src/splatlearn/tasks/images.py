@@ -130,7 +130,7 @@ class ImageTask(Task[Shot]):
     @classmethod
     @abstractmethod
     def truth(cls, config: Any, scene: Scene, view: int) -> tuple[Tensor, Tensor]:
-        """As `Truth` has it: -1, or any other number below zero, where nothing is known."""
+        """As `Truth` has it; where nothing is known, classes are below 0, and depths, metres, are 0 (`known_of`)."""
 
     @abstractmethod
     def losses(self, batch: Shot) -> Tensor:
